@@ -1,0 +1,121 @@
+"""What the agent takes from outside: drivers, the host's mounts, time and chance, and its settings.
+
+Never: I/O. The real ones are ``csi.client.DriverClient`` and ``agent.host_mounts.HostMounter``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.plugin import Instance
+from moorage.model.steps import Outcome, Step
+
+
+class DriverFacts(Protocol):
+    """What a driver said about itself."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it works; if not, only its name is told and known capabilities stay."""
+        ...
+
+    @property
+    def health_description(self) -> str:
+        """A sentence about its health."""
+        ...
+
+    def to_instance(self, node_id: NodeId, *, now_ns: int, alloc_id: str = "") -> Instance:
+        """The facts as an instance's record."""
+        ...
+
+
+class Driver(Protocol):
+    """A driver behind its socket."""
+
+    async def open(self) -> None:
+        """Get ready to call; the socket need not be there yet."""
+        ...
+
+    async def close(self) -> None:
+        """End it."""
+        ...
+
+    async def probe(self, *, timeout_s: float) -> DriverFacts:
+        """Ask what it is. Raises DriverFault."""
+        ...
+
+    async def run(self, step: Step, *, timeout_s: float) -> Outcome:
+        """Carry out a step; whatever goes wrong at the driver is a Failed outcome."""
+        ...
+
+
+class Mounter(Protocol):
+    """The host's mounts. Every method blocks; OSError carries the kernel's errno."""
+
+    def find_mounted(self, paths: Iterable[str]) -> frozenset[str]:
+        """Those of ``paths`` at which something is mounted now, by one look at the mount table."""
+        ...
+
+    def is_same(self, one: str, other: str) -> bool:
+        """Whether both paths show the same file or directory; False where one cannot be looked at."""
+        ...
+
+    def bind(self, source: str, target: str, *, read_only: bool) -> None:
+        """Show ``source`` at the existing ``target``."""
+        ...
+
+    def unmount(self, path: str) -> None:
+        """Take away the uppermost mount at ``path``."""
+        ...
+
+
+class DriverSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A driver that this node has: the path of its socket."""
+
+    socket: str
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Deadlines, paces and limits of an agent; seconds unless said otherwise.
+
+    probe_young_s, probe_old_s: pause between probes until the first success (and after a failure), and afterwards.
+    probe_timeout_s: how long a driver may take to say what it is.
+    wait_s: how long one standing query waits for news.
+    controller_calls_max, node_calls_max: driver calls at a time, per plugin.
+    rescan_s: how often mounts are looked at without any news.
+    look_timeout_s: how long a look at a volume's paths, or a change to them, may take.
+    retry_cap_s: the longest pause before a failed node step is tried again.
+    reports_kept_max, reports_batch: reports that may wait for the server, and how many go in one request.
+    clean_first_s: how long the start waits for mounts to go whose claims are gone.
+    first_probe_s: how long the first plugin report waits for every driver's first answer.
+    node_call_s: deadline of a driver call for a use that the server does not know any more.
+    """
+
+    probe_young_s: float = 1.0
+    probe_old_s: float = 10.0
+    probe_timeout_s: float = 5.0
+    wait_s: float = 60.0
+    controller_calls_max: int = 32
+    node_calls_max: int = 32
+    rescan_s: float = 30.0
+    look_timeout_s: float = 30.0
+    retry_cap_s: float = 30.0
+    reports_kept_max: int = 1024
+    reports_batch: int = 64
+    clean_first_s: float = 120.0
+    first_probe_s: float = 1.0
+    node_call_s: float = 120.0
+
+
+Clock = Callable[[], int]
+"""The time of day: nanoseconds since the epoch."""
+
+Chance = Callable[[], float]
+"""A number in [0, 1)."""
+
+Connect = Callable[[PluginId, DriverSpec], Driver]
+"""Makes the driver behind a socket."""

@@ -1,0 +1,124 @@
+"""Controller steps: carry out what the server hands out, and report.
+
+Steps of one serial key run one at a time and in order; a plugin has a bounded number of calls at a time. The server
+hands a step out again until it has the report, so that nothing here needs to be kept on disk.
+Never: retries (the server decides when a step is due again); adds a pause between the hand-out and the call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from moorage.agent.calls import call_driver
+from moorage.agent.ports import AgentSettings, Clock, Driver
+from moorage.agent.reporter import Reporter
+from moorage.model.assignment import StepAssignment, StepReport
+from moorage.model.ids import PluginId, Revision
+from moorage.model.steps import Failed
+
+log = structlog.get_logger()
+
+QUEUE_MAX = 10_000
+# A page that was made before our report arrived may still list the step; later than this it is meant anew.
+ECHO_S = 30.0
+
+
+class StepWorkers:
+    """Runs assignments in ``group``; all state is of this process only."""
+
+    def __init__(
+        self,
+        group: TaskGroup,
+        drivers: Mapping[PluginId, Driver],
+        reporter: Reporter,
+        *,
+        clock: Clock,
+        settings: AgentSettings,
+    ) -> None:
+        self._group = group
+        self._drivers = drivers
+        self._reporter = reporter
+        self._clock = clock
+        self._slots = {p: anyio.CapacityLimiter(settings.controller_calls_max) for p in drivers}
+        self._queues: dict[str, deque[StepAssignment]] = {}
+        self._in_hand: dict[str, Revision] = {}
+        self._reported: dict[str, tuple[Revision, float]] = {}
+        self._listed: dict[str, Revision] = {}
+
+    def take(self, assignments: Iterable[StepAssignment]) -> None:
+        """Begin what is new in a page of assignments; what is in hand, or was just reported, is left alone."""
+        page = tuple(assignments)
+        self._listed = {a.key: a.revision for a in page}
+        self._drop_echoes()
+        for assignment in page:
+            if len(self._in_hand) >= QUEUE_MAX:
+                log.warning("steps.too_many", listed=len(page), in_hand=len(self._in_hand))
+                return  # the server lists the rest again
+            if self._is_new(assignment):
+                self._begin(assignment)
+
+    def _is_new(self, assignment: StepAssignment) -> bool:
+        if self._in_hand.get(assignment.key, Revision(-1)) >= assignment.revision:
+            return False
+        reported, _ = self._reported.get(assignment.key, (Revision(-1), 0.0))
+        return assignment.revision > reported
+
+    def _drop_echoes(self) -> None:
+        oldest_s = anyio.current_time() - ECHO_S
+        while self._reported:
+            key = next(iter(self._reported))
+            if self._reported[key][1] > oldest_s:
+                break
+            del self._reported[key]
+
+    def _begin(self, assignment: StepAssignment) -> None:
+        self._in_hand[assignment.key] = assignment.revision
+        # A record's own steps never overlap, whatever the serial key: a newer revision waits for the older call.
+        serial = assignment.serial_key or f"\0{assignment.key}"
+        queue = self._queues.get(serial)
+        if queue is not None:
+            queue.append(assignment)
+            return
+        self._queues[serial] = deque((assignment,))
+        self._group.start_soon(self._work, serial, name=f"steps of {serial}")
+
+    async def _work(self, serial: str) -> None:
+        """One serial key's steps; leaves when there is none."""
+        queue = self._queues[serial]
+        while queue:
+            assignment = queue.popleft()
+            if self._listed.get(assignment.key) == assignment.revision:
+                await self._carry_out(assignment)
+            elif self._in_hand.get(assignment.key) == assignment.revision:
+                del self._in_hand[assignment.key]  # withdrawn while it waited
+        del self._queues[serial]
+
+    async def _carry_out(self, assignment: StepAssignment) -> None:
+        plugin_id = assignment.plugin_id
+        slots = self._slots.setdefault(plugin_id, anyio.CapacityLimiter(1))
+        async with slots:
+            outcome = await call_driver(
+                self._drivers.get(plugin_id), assignment.step, timeout_s=assignment.timeout_s, clock=self._clock
+            )
+        report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome)
+        await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))
+        fault = outcome.fault if isinstance(outcome, Failed) else None
+        log.info(
+            "step.done" if fault is None else "step.failed",
+            key=assignment.key,
+            plugin=plugin_id,
+            step=type(assignment.step).__name__,
+            status=fault.status if fault else "OK",
+        )
+
+    def _done(self, assignment: StepAssignment, *, is_taken: bool) -> None:
+        if self._in_hand.get(assignment.key) == assignment.revision:
+            del self._in_hand[assignment.key]
+        self._reported.pop(assignment.key, None)
+        if is_taken:
+            self._reported[assignment.key] = (assignment.revision, anyio.current_time())

@@ -1,0 +1,432 @@
+"""What answers look like: records to the recorded API's JSON. The only place that spells answer members.
+
+Secrets are always null, mount flags always redacted. Source: contract volumes-api §1.8, §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from moorage.engine.listings import SnapshotMade
+from moorage.engine.reads import VolumeRead
+from moorage.model.claim import Allocation, Claim, Mounted, TaskEvent, VolumeRequest
+from moorage.model.plugin import ControllerInfo, Instance, NodeInfo, Plugin
+from moorage.model.snapshot import ExternalVolume, Snapshot
+from moorage.model.volume import MountOptions, Topology, TopologyRequest
+from moorage.rules.plugins import measure_health
+from moorage.rules.registration import REDACTED
+
+Json = dict[str, Any]
+
+
+def volume_stub(read: VolumeRead) -> Json:
+    """A volume as lists show it (§3.1)."""
+    volume, health = read.record.value, read.health
+    return {
+        "AccessMode": volume.access_mode,
+        "AttachmentMode": volume.attachment_mode,
+        "ControllerRequired": health.is_controller_required or volume.controller_required,
+        "ControllersExpected": health.controllers_expected,
+        "ControllersHealthy": health.controllers_healthy,
+        "CreateIndex": read.record.created,
+        "CreateTime": volume.created_at_ns,
+        "CurrentReaders": sum(c.read_only for c in read.claims),
+        "CurrentWriters": sum(not c.read_only for c in read.claims),
+        "ExternalID": volume.external_id,
+        "ID": volume.id,
+        "ModifyIndex": read.record.modified,
+        "ModifyTime": volume.modified_at_ns,
+        "Name": volume.name,
+        "Namespace": volume.namespace,
+        "NodesExpected": health.nodes_expected,
+        "NodesHealthy": health.nodes_healthy,
+        "PluginID": volume.plugin_id,
+        "Provider": health.provider or volume.provider,
+        "ResourceExhausted": None,
+        "Schedulable": health.is_schedulable,
+        "Topologies": [_topology(t) for t in volume.topologies],
+    }
+
+
+def volume(read: VolumeRead) -> Json:
+    """A volume whole (§3.2)."""
+    record = read.record.value
+    version = read.health.provider_version or record.provider_version
+    found = volume_stub(read)
+    del found["CurrentReaders"], found["CurrentWriters"]
+    found |= {
+        "Allocations": [allocation_stub(r.value, r.created, r.modified) for r in read.allocations],
+        "Capacity": record.capacity_bytes,
+        "CloneID": record.clone_id,
+        "Context": record.context,
+        "MountOptions": _mount_options(record.mount_options),
+        "Parameters": record.parameters,
+        "ProviderVersion": version,
+        "ReadAllocs": _claimants(read.claims, is_reading=True),
+        "RequestedCapabilities": None
+        if record.capabilities is None
+        else [{"AccessMode": c.access_mode, "AttachmentMode": c.attachment_mode} for c in record.capabilities],
+        "RequestedCapacityMax": record.requested_max_bytes,
+        "RequestedCapacityMin": record.requested_min_bytes,
+        "RequestedTopologies": _topology_request(record.requested_topologies),
+        "Secrets": None,
+        "SnapshotID": record.snapshot_id,
+        "Version": version,
+        "WriteAllocs": _claimants(read.claims, is_reading=False),
+    }
+    return found
+
+
+def _claimants(claims: Iterable[Claim], *, is_reading: bool) -> dict[str, None]:
+    return {c.allocation_id: None for c in claims if c.read_only is is_reading}
+
+
+def _topology(topology: Topology) -> Json:
+    return {"Segments": topology.segments}
+
+
+def _topology_request(asked: TopologyRequest | None) -> Json | None:
+    if asked is None:
+        return None
+    return {
+        "Preferred": None if asked.preferred is None else [_topology(t) for t in asked.preferred],
+        "Required": None if asked.required is None else [_topology(t) for t in asked.required],
+    }
+
+
+def _mount_options(options: MountOptions | None) -> Json:
+    if options is None:
+        return {"FSType": "", "MountFlags": None}
+    flags = options.mount_flags
+    shown = [REDACTED] if flags else (None if flags is None else [])
+    return {"FSType": options.fs_type, "MountFlags": shown}
+
+
+# -- allocations -----------------------------------------------------------------------------------------------------
+
+
+def allocation_stub(allocation: Allocation, created: int, modified: int) -> Json:
+    """An allocation as lists and volumes show it (§3.6)."""
+    return {
+        "ClientDescription": allocation.description,
+        "ClientStatus": allocation.status,
+        "CreateIndex": created,
+        "CreateTime": allocation.created_at_ns,
+        "DeploymentStatus": None,
+        "DesiredDescription": "",
+        "DesiredStatus": allocation.wanted,
+        "DesiredTransition": {
+            "ForceReschedule": None,
+            "Migrate": None,
+            "MigrateDisablePlacement": None,
+            "NoShutdownDelay": None,
+            "Reschedule": None,
+        },
+        "EvalID": "",
+        "FollowupEvalID": "",
+        "ID": allocation.id,
+        "JobID": allocation.job_id,
+        "JobType": "service",
+        "JobVersion": 0,
+        "ModifyIndex": modified,
+        "ModifyTime": allocation.modified_at_ns,
+        "Name": allocation.name,
+        "Namespace": allocation.namespace,
+        "NextAllocation": "",
+        "NodeID": allocation.node_id,
+        "NodeName": allocation.node_name,
+        "PreemptedAllocations": None,
+        "PreemptedByAllocation": "",
+        "RescheduleTracker": None,
+        "TaskGroup": allocation.task_group,
+        "TaskStates": _task_states(allocation),
+    }
+
+
+def allocation_whole(allocation: Allocation, created: int, modified: int, claims: Iterable[Claim]) -> Json:
+    """An allocation whole: the stub, its volume requests, and where they are mounted.
+
+    The job members are what the recorded CLI needs to show an allocation. Source: contract clients §2.
+    """
+    by_name = {c.name: c for c in claims}
+    zero = {"CPU": 0, "MemoryMB": 0, "DiskMB": 0}
+    tasks = [
+        {
+            "Name": task,
+            "Driver": "",
+            "VolumeMounts": [
+                {"Volume": v.name, "Destination": v.target, "ReadOnly": v.read_only} for v in allocation.volumes
+            ],
+        }
+        for task in allocation.tasks
+    ]
+    requested = {v.name: {"Name": v.name, "Type": "csi", **_request(v)} for v in allocation.volumes}
+    group = {"Name": allocation.task_group, "Volumes": requested, "Tasks": tasks}
+    return allocation_stub(allocation, created, modified) | {
+        "Job": {
+            "ID": allocation.job_id,
+            "Name": allocation.job_id,
+            "Version": 0,
+            "Type": "service",
+            "TaskGroups": [group],
+        },
+        "Mounts": [_mount(v, allocation, by_name.get(v.name)) for v in allocation.volumes],
+        "Volumes": [{"Name": v.name, **_request(v)} for v in allocation.volumes],
+        "Resources": zero,
+        "TaskResources": dict.fromkeys(allocation.tasks, zero),
+        "Metrics": {},
+    }
+
+
+def allocation_row(allocation: Allocation, created: int, modified: int, claims: Iterable[Claim]) -> Json:
+    """An allocation in a list: the stub with its mounts."""
+    by_name = {c.name: c for c in claims}
+    stub = allocation_stub(allocation, created, modified)
+    return stub | {"Mounts": [_mount(v, allocation, by_name.get(v.name)) for v in allocation.volumes]}
+
+
+def _request(request: VolumeRequest) -> Json:
+    return {
+        "Source": request.source,
+        "ReadOnly": request.read_only,
+        "AccessMode": request.access_mode,
+        "AttachmentMode": request.attachment_mode,
+        "MountOptions": _mount_options(request.mount_options),
+        "Target": request.target,
+    }
+
+
+def _mount(request: VolumeRequest, allocation: Allocation, claim: Claim | None) -> Json:
+    fault = claim.progress.last_fault if claim else None
+    return {
+        "Name": request.name,
+        "Volume": request.source,
+        "Path": allocation.paths.get(request.name, ""),
+        "Target": request.target,
+        "ReadOnly": request.read_only,
+        "State": _claim_state(claim),
+        "LastError": f"{fault.method}: {fault.message}" if fault else "",
+        "Attempts": claim.progress.attempts if claim else 0,
+    }
+
+
+def _claim_state(claim: Claim | None) -> str:
+    if claim is None:
+        return "released"
+    if isinstance(claim.state, Mounted) and claim.wanted == "held":
+        return "mounted"
+    kind = str(claim.state.__struct_config__.tag)
+    return kind if claim.wanted == "held" else f"releasing, {kind}"
+
+
+def _task_states(allocation: Allocation) -> Json:
+    state = {
+        "Events": [_task_event(e) for e in allocation.events],
+        "Failed": allocation.status == "failed",
+        "FinishedAt": format_time(allocation.finished_at_ns),
+        "LastRestart": None,
+        "Paused": "",
+        "Restarts": 0,
+        "StartedAt": format_time(allocation.started_at_ns),
+        "State": {"pending": "pending", "running": "running"}.get(allocation.status, "dead"),
+        "TaskHandle": None,
+    }
+    return dict.fromkeys(allocation.tasks, state)
+
+
+_LEGACY_TEXTS = [
+    "DownloadError",
+    "DriverError",
+    "DriverMessage",
+    "FailedSibling",
+    "GenericSource",
+    "KillError",
+    "KillReason",
+    "RestartReason",
+    "SetupError",
+    "TaskSignal",
+    "TaskSignalReason",
+    "ValidationError",
+    "VaultError",
+]
+
+
+def _task_event(event: TaskEvent) -> Json:
+    failed = event.message if event.type == "Setup Failure" else ""
+    return dict.fromkeys(_LEGACY_TEXTS, "") | {
+        "Details": event.details,
+        "DiskLimit": 0,
+        "DisplayMessage": event.message,
+        "ExitCode": 0,
+        "FailsTask": bool(failed),
+        "KillTimeout": 0,
+        "Message": event.message,
+        "SetupError": failed,
+        "Signal": 0,
+        "StartDelay": 0,
+        "Time": event.at_ns,
+        "Type": event.type,
+    }
+
+
+def format_time(at_ns: int) -> str | None:
+    """RFC 3339 in UTC with up to nine fractional digits; null for never."""
+    if not at_ns:
+        return None
+    seconds, rest = divmod(at_ns, 1_000_000_000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    return f"{text}{fraction}Z"
+
+
+# -- plugins ---------------------------------------------------------------------------------------------------------
+
+
+def plugin_stub(plugin: Plugin, created: int, modified: int) -> Json:
+    """A plugin as lists show it (§3.9)."""
+    health = measure_health(plugin)
+    return {
+        "ControllerRequired": health.is_controller_required,
+        "ControllersExpected": health.controllers_expected,
+        "ControllersHealthy": health.controllers_healthy,
+        "CreateIndex": created,
+        "ID": plugin.id,
+        "ModifyIndex": modified,
+        "NodesExpected": health.nodes_expected,
+        "NodesHealthy": health.nodes_healthy,
+        "Provider": health.provider,
+    }
+
+
+def plugin_whole(plugin: Plugin, created: int, modified: int) -> Json:
+    """A plugin whole (§3.10)."""
+    instances = plugin.instances.items()
+    return plugin_stub(plugin, created, modified) | {
+        "Allocations": [],
+        "ControllerJobs": {},
+        "Controllers": {
+            node_id: _instance(plugin, i) | {"ControllerInfo": controller_info(i.controller)}
+            for node_id, i in instances
+            if i.controller is not None
+        },
+        "CreateTime": plugin.created_at_ns,
+        "ModifyTime": plugin.modified_at_ns,
+        "NodeJobs": {},
+        "Nodes": {
+            node_id: _instance(plugin, i) | {"NodeInfo": node_info(i.node)}
+            for node_id, i in instances
+            if i.node is not None
+        },
+        "Version": measure_health(plugin).provider_version,
+    }
+
+
+def _instance(plugin: Plugin, instance: Instance) -> Json:
+    return {
+        "AllocID": instance.alloc_id,
+        "HealthDescription": instance.health_description,
+        "Healthy": instance.healthy,
+        "PluginID": plugin.id,
+        "Provider": instance.provider,
+        "ProviderVersion": instance.provider_version,
+        "RequiresControllerPlugin": instance.requires_controller,
+        "RequiresTopologies": instance.requires_topologies,
+        "UpdateTime": format_time(instance.updated_at_ns),
+    }
+
+
+def plugin_on_node(plugin: Plugin, instance: Instance, *, is_controller: bool) -> Json:
+    """A plugin's instance as a node's page shows it."""
+    if is_controller and instance.controller is not None:
+        return _instance(plugin, instance) | {"ControllerInfo": controller_info(instance.controller)}
+    assert instance.node is not None
+    return _instance(plugin, instance) | {"NodeInfo": node_info(instance.node)}
+
+
+def controller_info(info: ControllerInfo) -> Json:
+    """What a controller can do, in the recorded members."""
+    return {
+        "SupportsAttachDetach": info.supports_attach_detach,
+        "SupportsClone": info.supports_clone,
+        "SupportsCondition": info.supports_condition,
+        "SupportsCreateDelete": info.supports_create_delete,
+        "SupportsCreateDeleteSnapshot": info.supports_create_delete_snapshot,
+        "SupportsExpand": info.supports_expand,
+        "SupportsGet": info.supports_get,
+        "SupportsGetCapacity": info.supports_get_capacity,
+        "SupportsListSnapshots": info.supports_list_snapshots,
+        "SupportsListVolumes": info.supports_list_volumes,
+        "SupportsListVolumesAttachedNodes": info.supports_list_volumes_attached_nodes,
+        "SupportsReadOnlyAttach": info.supports_read_only_attach,
+    }
+
+
+def node_info(info: NodeInfo) -> Json:
+    """What a node service can do, in the recorded members."""
+    topology = info.accessible_topology
+    return {
+        "AccessibleTopology": _topology(topology) if topology is not None else None,
+        "ID": info.external_id,
+        "MaxVolumes": info.max_volumes,
+        "RequiresNodeStageVolume": info.requires_stage,
+        "SupportsCondition": info.supports_condition,
+        "SupportsExpand": info.supports_expand,
+        "SupportsStats": info.supports_stats,
+    }
+
+
+# -- what drivers list -----------------------------------------------------------------------------------------------
+
+
+def external_volume(found: ExternalVolume) -> Json:
+    """A volume of a driver's own listing (§3.8)."""
+    nodes = found.published_node_ids
+    return {
+        "CapacityBytes": found.capacity_bytes,
+        "CloneID": found.clone_id,
+        "ExternalID": found.external_id,
+        "IsAbnormal": found.is_abnormal,
+        "PublishedExternalNodeIDs": None if nodes is None else list(nodes),
+        "SnapshotID": found.snapshot_id,
+        "Status": found.status,
+        "VolumeContext": found.context,
+    }
+
+
+def snapshot(found: Snapshot, *, plugin_id: str, source_volume_id: str = "", name: str = "") -> Json:
+    """A snapshot (§3.8)."""
+    return {
+        "CreateTime": found.created_at_s,
+        "ExternalSourceVolumeID": found.external_source_id,
+        "ID": found.id,
+        "IsReady": found.is_ready,
+        "Name": name,
+        "Parameters": None,
+        "PluginID": plugin_id,
+        "Secrets": None,
+        "SizeBytes": found.size_bytes,
+        "SourceVolumeID": source_volume_id,
+    }
+
+
+def snapshot_made(made: SnapshotMade) -> Json:
+    """A snapshot just made, with the names under which it was asked for."""
+    return snapshot(
+        made.snapshot,
+        plugin_id=made.plugin_id,
+        source_volume_id=made.request.source_volume_id,
+        name=made.request.name,
+    )
+
+
+def enveloped(index: int, *, is_leader_known: bool = True, next_token: str = "", **members: Any) -> Mapping[str, Any]:
+    """An answer object with the query's meta members beside its own."""
+    return {
+        "Index": index,
+        "KnownLeader": is_leader_known,
+        "LastContact": 0,
+        "NextToken": next_token,
+        **members,
+    }

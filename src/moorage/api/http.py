@@ -1,0 +1,81 @@
+"""Requests and answers, apart from any server: one function makes an answer of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values;
+    header names are lower case."""
+
+    method: str
+    path: str
+    parts: tuple[str, ...] = ()
+    query: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+    def header(self, name: str) -> str:
+        """A header's value by its lower-case name, or empty."""
+        return self.headers.get(name, "")
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer. ``content_type`` None: none is sent (an empty body)."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str | None = None
+    headers: Mapping[str, str] = {}
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """The query headers: which revision the answer shows, and whether a leader is known."""
+
+    index: int
+    is_leader_known: bool = True
+
+    def headers(self) -> dict[str, str]:
+        """The headers as they go on the wire."""
+        return {
+            "X-Nomad-Index": str(self.index),
+            "X-Nomad-KnownLeader": "true" if self.is_leader_known else "false",
+            "X-Nomad-LastContact": "0",
+        }
+
+
+# What calls that only ask a driver answer: no table of ours has an index for them. Source: contract §2.8.
+NO_TABLE = Meta(index=0, is_leader_known=False)
+
+
+def encode(value: Any, *, pretty: bool = False) -> bytes:
+    """JSON as the recorded server writes it: keys in byte order; pretty: four blanks and a final newline."""
+    body = _encoder.encode(value)
+    return msgspec.json.format(body, indent=4) + b"\n" if pretty else body
+
+
+def json_answer(request: Request, value: Any, meta: Meta | None = None, **headers: str) -> Answer:
+    """A 200 with a JSON body, indented if the request asks for it."""
+    pretty = request.query.get("pretty", "0") != "0"
+    found = {**(meta.headers() if meta else {}), **headers}
+    return Answer(body=encode(value, pretty=pretty), content_type=JSON, headers=found)
+
+
+def empty_answer(meta: Meta | None = None) -> Answer:
+    """A 200 without a body."""
+    return Answer(headers=meta.headers() if meta else {})
+
+
+def text_answer(status: int, text: str, meta: Meta | None = None, **headers: str) -> Answer:
+    """A plain text answer, as the recorded server writes its refusals."""
+    found = {**(meta.headers() if meta else {}), **headers}
+    return Answer(status=status, body=text.encode("utf-8", "replace"), content_type=TEXT, headers=found)

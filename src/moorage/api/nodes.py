@@ -1,0 +1,158 @@
+"""Handlers of nodes, for people and tools; and the pages between server and agent."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from moorage.api import answers
+from moorage.api.http import JSON, Answer, Meta, Request, empty_answer, json_answer, text_answer
+from moorage.api.params import parse_read
+from moorage.api.volumes import wait_for_change
+from moorage.engine.reads import VOLUMES_TOPICS
+from moorage.engine.service import Service
+from moorage.errors import BadRequest
+from moorage.model.assignment import NodeRegistration, PluginReport, Reports
+from moorage.model.ids import NodeId
+from moorage.model.node import Node
+
+NODES = "nodes/"
+ALLOCATIONS = "allocations/"
+T = TypeVar("T")
+
+
+def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
+    return {
+        "Address": node.address.rpartition(":")[0] or node.address,
+        "Attributes": None,
+        "CreateIndex": created,
+        "Datacenter": node.datacenter,
+        "Drain": False,
+        "Drivers": {},
+        "HostVolumes": {},
+        "ID": node.id,
+        "LastDrain": None,
+        "ModifyIndex": modified,
+        "Name": node.name,
+        "NodeClass": node.node_class,
+        "NodePool": node.node_pool,
+        "SchedulingEligibility": "eligible",
+        "Status": node.status,
+        "StatusDescription": "",
+        "Version": node.version,
+    }
+
+
+async def list_nodes(service: Service, request: Request) -> Answer:
+    """GET /v1/nodes."""
+    options = parse_read(request)
+    reads = service.reads
+    await wait_for_change(service, options, (NODES,), lambda: reads.table_index(NODES))
+    rows = [_stub(r.value, r.created, r.modified) for r in reads.list_nodes(options.prefix)]
+    return json_answer(request, rows, Meta(index=reads.table_index(NODES)))
+
+
+async def read_node(service: Service, request: Request, node_id: str) -> Answer:
+    """GET /v1/node/:id. Four resource blocks, since recorded clients of either age break without theirs."""
+    options = parse_read(request)
+    reads = service.reads
+    await wait_for_change(service, options, (NODES + node_id,), lambda: reads.table_index(NODES))
+    found = reads.find_node(node_id)
+    if found is None:
+        return _no_node(node_id)
+    node = found.value
+    controllers, nodes = {}, {}
+    for record in reads.list_plugins():
+        instance = record.value.instances.get(node.id)
+        if instance is not None and instance.controller is not None:
+            controllers[record.value.id] = answers.plugin_on_node(record.value, instance, is_controller=True)
+        if instance is not None and instance.node is not None:
+            nodes[record.value.id] = answers.plugin_on_node(record.value, instance, is_controller=False)
+    sizes = {"CPU": node.cpu_mhz, "MemoryMB": node.memory_mb, "DiskMB": node.disk_mb}
+    resources = {
+        "Cpu": {"CpuShares": node.cpu_mhz},
+        "Memory": {"MemoryMB": node.memory_mb},
+        "Disk": {"DiskMB": node.disk_mb},
+    }
+    nothing = {"Cpu": {"CpuShares": 0}, "Memory": {"MemoryMB": 0}, "Disk": {"DiskMB": 0}}
+    body = _stub(node, found.created, found.modified) | {
+        "Attributes": node.attributes,
+        "CSIControllerPlugins": controllers,
+        "CSINodePlugins": nodes,
+        "Events": [],
+        "HTTPAddr": node.address,
+        "HostNetworks": {},
+        "Links": {},
+        "Meta": node.meta,
+        "NodeResources": resources,
+        "Reserved": {"CPU": 0, "MemoryMB": 0, "DiskMB": 0},
+        "ReservedResources": nothing,
+        "Resources": sizes,
+        "StatusUpdatedAt": node.status_updated_at_ns // 1_000_000_000,
+        "TLSEnabled": False,
+    }
+    return json_answer(request, body, Meta(index=reads.table_index(NODES)))
+
+
+def _no_node(node_id: str) -> Answer:
+    if len(node_id) != 36:
+        return text_answer(500, "node lookup failed: index error: UUID must be 36 characters")
+    return text_answer(404, "node not found")
+
+
+async def list_node_allocations(service: Service, request: Request, node_id: str) -> Answer:
+    """GET /v1/node/:id/allocations."""
+    options = parse_read(request)
+    reads = service.reads
+    topics = (ALLOCATIONS, *VOLUMES_TOPICS)
+    await wait_for_change(service, options, topics, lambda: reads.table_index(ALLOCATIONS))
+    if reads.find_node(node_id) is None:
+        return _no_node(node_id)
+    rows = [answers.allocation_stub(r.value, r.created, r.modified) for r in reads.list_allocations("*", "", node_id)]
+    return json_answer(request, rows, Meta(index=reads.table_index(ALLOCATIONS)))
+
+
+# -- between server and agent ----------------------------------------------------------------------------------------
+
+
+def _decode(kind: type[T], body: bytes) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"json: {error}") from error
+
+
+async def register_node(service: Service, request: Request, node_id: str) -> Answer:
+    """PUT /v1/node/:id/register."""
+    sent = _decode(NodeRegistration, request.body)
+    if sent.node.id != node_id:
+        raise BadRequest(f"node.id {sent.node.id!r} is not the node of the path, {node_id!r}")
+    registered = await service.nodes.register(sent.node)
+    return Answer(body=msgspec.json.encode(registered), content_type=JSON)
+
+
+async def report_plugins(service: Service, request: Request, node_id: str) -> Answer:
+    """PUT /v1/node/:id/plugins."""
+    await service.nodes.report_plugins(NodeId(node_id), _decode(PluginReport, request.body).instances)
+    return empty_answer()
+
+
+async def wait_steps(service: Service, request: Request, node_id: str) -> Answer:
+    """GET /v1/node/:id/steps."""
+    options = parse_read(request)
+    found = await service.nodes.wait_steps(NodeId(node_id), index=options.index, wait_s=options.wait_s)
+    return Answer(body=msgspec.json.encode(found), content_type=JSON, headers={"X-Nomad-Index": str(found.index)})
+
+
+async def wait_claims(service: Service, request: Request, node_id: str) -> Answer:
+    """GET /v1/node/:id/claims."""
+    options = parse_read(request)
+    found = await service.nodes.wait_claims(NodeId(node_id), index=options.index, wait_s=options.wait_s)
+    return Answer(body=msgspec.json.encode(found), content_type=JSON, headers={"X-Nomad-Index": str(found.index)})
+
+
+async def report_outcomes(service: Service, request: Request, node_id: str) -> Answer:
+    """PUT /v1/node/:id/reports."""
+    await service.nodes.report(NodeId(node_id), _decode(Reports, request.body).reports)
+    return empty_answer()

@@ -1,0 +1,294 @@
+"""Handlers of the volumes page, and the blocking query that all reads share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from moorage.api import answers
+from moorage.api.bodies import (
+    CapabilityBody,
+    MountOptionsBody,
+    SnapshotBody,
+    SnapshotsBody,
+    TopologyBody,
+    TopologyRequestBody,
+    VolumeBody,
+    VolumesBody,
+    decode,
+)
+from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, text_answer
+from moorage.api.params import ReadOptions, check_region, parse_bool, parse_namespace, parse_read, parse_secrets
+from moorage.engine.checks import Written
+from moorage.engine.listings import SnapshotRequest
+from moorage.engine.reads import VOLUMES_TOPICS, VolumeRead
+from moorage.engine.service import Service
+from moorage.errors import BadRequest, Rejected
+from moorage.model.ids import ALL_NAMESPACES, NamespaceName, PluginId, VolumeId
+from moorage.model.volume import Capability, MountOptions, Secrets, Topology, TopologyRequest, Volume
+
+JITTER_FRACTION = 16
+
+
+async def wait_for_change(
+    service: Service, options: ReadOptions, topics: Iterable[str], index_of: Callable[[], int]
+) -> None:
+    """Hold a read back until something under it is newer than the index it names. Source: contract §1.7."""
+    if options.index:
+        wait_s = options.wait_s * (1 + service.chance.jitter() / JITTER_FRACTION)
+        await service.reads.wait(topics, index_of, above=options.index, timeout_s=wait_s)
+
+
+# -- reads -----------------------------------------------------------------------------------------------------------
+
+
+async def list_volumes(service: Service, request: Request) -> Answer:
+    """GET /v1/volumes."""
+    kind = request.query.get("type")
+    if kind is None:
+        return json_answer(request, [], Meta(index=service.reads.volumes_index))
+    if kind == "host":
+        parse_read(request)
+        return json_answer(request, [], Meta(index=1))
+    if kind != "csi":
+        return text_answer(404, "resource not found")
+    options = parse_read(request)
+    reads = service.reads
+    await wait_for_change(service, options, VOLUMES_TOPICS, lambda: reads.volumes_index)
+    meta = Meta(index=reads.volumes_index)
+    page, next_token = _cut_page(_select(service, request, options), options)
+    headers = {"X-Nomad-NextToken": next_token} if next_token else {}
+    return json_answer(request, [answers.volume_stub(r) for r in page], meta, **headers)
+
+
+def _select(service: Service, request: Request, options: ReadOptions) -> Iterable[VolumeRead]:
+    plugin_id = request.query.get("plugin_id", "")
+    node_id = request.query.get("node_id", "")
+    found = service.reads.list_volumes(options.namespace, options.prefix)
+    for read in found:
+        if plugin_id and read.record.value.plugin_id != plugin_id:
+            continue
+        if node_id and not any(c.node_id.startswith(node_id) for c in read.claims):
+            continue
+        yield read
+
+
+def _cut_page(found: Iterable[VolumeRead], options: ReadOptions) -> tuple[list[VolumeRead], str]:
+    """One page and the token of the next: the namespace and ID of its first volume. Source: contract §5.1."""
+    if options.is_reversed:
+        found = reversed(list(found))
+    start = _parse_token(options.next_token)
+    page: list[VolumeRead] = []
+    for read in found:
+        key = read.record.value.key
+        if start is not None and ((key > start) if options.is_reversed else (key < start)):
+            continue
+        if options.per_page > 0 and len(page) == options.per_page:
+            return page, f"{key[0]}.{key[1]}"
+        page.append(read)
+    return page, ""
+
+
+def _parse_token(token: str) -> tuple[str, str] | None:
+    if not token:
+        return None
+    # A namespace holds no dot: the first one parts it from the ID.
+    namespace, _, volume_id = token.partition(".")
+    return namespace, volume_id
+
+
+async def read_volume(service: Service, request: Request, volume_id: str) -> Answer:
+    """GET /v1/volume/csi/:id."""
+    options = parse_read(request)
+    if not volume_id:
+        return text_answer(500, "missing volume ID")
+    reads = service.reads
+
+    def index() -> int:
+        return reads.volumes_index
+
+    topics: tuple[str, ...] = VOLUMES_TOPICS
+    if options.namespace != ALL_NAMESPACES and reads.find_volume(options.namespace, volume_id) is not None:
+        topics = service.reads.topics_of_volume(options.namespace, volume_id)
+    await wait_for_change(service, options, topics, index)
+    found = reads.find_volume(options.namespace, volume_id)
+    meta = Meta(index=reads.volumes_index)
+    if found is None:
+        return text_answer(404, "volume not found", meta)
+    return json_answer(request, answers.volume(found), meta)
+
+
+# -- writes ----------------------------------------------------------------------------------------------------------
+
+
+async def register(service: Service, request: Request, volume_id: str = "") -> Answer:
+    """PUT or POST /v1/volumes and PUT /v1/volume/csi/:id."""
+    written = await service.registrations.register(_parse_volumes(request, volume_id))
+    return _written(request, written)
+
+
+async def create(service: Service, request: Request, volume_id: str) -> Answer:
+    """PUT /v1/volume/csi/:id/create."""
+    written = await service.registrations.create(_parse_volumes(request, volume_id))
+    return _written(request, written)
+
+
+def _written(request: Request, written: Written) -> Answer:
+    volumes = [answers.volume(v) for v in written.volumes]
+    body = answers.enveloped(written.revision, Volumes=volumes, Warnings=written.warnings)
+    return json_answer(request, body, Meta(index=written.revision))
+
+
+def _parse_volumes(request: Request, volume_id: str) -> list[Volume]:
+    body = decode(VolumesBody, request.body)
+    namespace = parse_namespace(request)
+    check_region({"region": body.region} if "region" not in request.query else {})
+    if "namespace" not in request.query and body.namespace:
+        namespace = body.namespace
+    sent = body.volumes or []
+    unnamed = [v for v in sent if not v.id]
+    if volume_id and len(unnamed) == 1:
+        # The path names what the body leaves open; a body with an ID of its own wins, as recorded.
+        unnamed[0].id = volume_id
+    return [_volume(v, namespace) for v in sent]
+
+
+def _volume(body: VolumeBody, namespace: str) -> Volume:
+    topologies = [t for t in body.topologies or [] if t.segments]
+    return Volume(
+        id=VolumeId(body.id),
+        namespace=NamespaceName(body.namespace or namespace),
+        plugin_id=PluginId(body.plugin_id),
+        name=body.name,
+        external_id=body.external_id,
+        snapshot_id=body.snapshot_id,
+        clone_id=body.clone_id,
+        requested_min_bytes=body.requested_min,
+        requested_max_bytes=body.requested_max,
+        capabilities=_capabilities(body.capabilities),
+        mount_options=mount_options(body.mount_options),
+        requested_topologies=_topology_request(body.requested_topologies),
+        topologies=tuple(_topology(t) for t in topologies),
+        secrets=Secrets(body.secrets or {}),
+        parameters=body.parameters or {},
+        context=body.context or {},
+    )
+
+
+def _capabilities(bodies: list[CapabilityBody] | None) -> tuple[Capability, ...] | None:
+    if bodies is None:
+        return None
+    return tuple(Capability(access_mode=b.access_mode, attachment_mode=b.attachment_mode) for b in bodies)
+
+
+def mount_options(body: MountOptionsBody | None) -> MountOptions | None:
+    """Mount options from a body; none given is None."""
+    if body is None:
+        return None
+    flags = None if body.mount_flags is None else tuple(body.mount_flags)
+    return MountOptions(fs_type=body.fs_type, mount_flags=flags)
+
+
+def _topology(body: TopologyBody) -> Topology:
+    return Topology(segments=body.segments or {})
+
+
+def _topology_request(body: TopologyRequestBody | None) -> TopologyRequest | None:
+    """A side that was not given stays None; nothing given at all is no request (Terraform compares it)."""
+    if body is None or (body.required is None and body.preferred is None):
+        return None
+    return TopologyRequest(
+        required=None if body.required is None else tuple(_topology(t) for t in body.required),
+        preferred=None if body.preferred is None else tuple(_topology(t) for t in body.preferred),
+    )
+
+
+async def deregister(service: Service, request: Request, volume_id: str) -> Answer:
+    """DELETE /v1/volume/csi/:id."""
+    force = request.query.get("force", "")
+    is_forced = parse_bool(force) if force else False
+    if is_forced is None:
+        raise BadRequest("invalid force value")
+    revision = await service.removals.deregister(parse_namespace(request), volume_id, force=is_forced)
+    return empty_answer(Meta(index=revision))
+
+
+async def delete(service: Service, request: Request, volume_id: str) -> Answer:
+    """DELETE /v1/volume/csi/:id/delete."""
+    secrets = Secrets(parse_secrets(request))
+    revision = await service.removals.delete(parse_namespace(request), volume_id, secrets=secrets)
+    return empty_answer(Meta(index=revision))
+
+
+async def detach(service: Service, request: Request, volume_id: str) -> Answer:
+    """DELETE /v1/volume/csi/:id/detach."""
+    node_id = request.query.get("node", "")
+    if not node_id:
+        raise BadRequest("detach requires node ID")
+    revision = await service.removals.detach(parse_namespace(request), volume_id, node_id)
+    return empty_answer(Meta(index=revision))
+
+
+# -- what drivers list -----------------------------------------------------------------------------------------------
+
+
+async def list_external(service: Service, request: Request) -> Answer:
+    """GET /v1/volumes/external."""
+    options = parse_read(request)
+    plugin_id = request.query.get("plugin_id", "")
+    page = await service.listings.list_external(
+        plugin_id, entries_max=options.per_page, starting_token=options.next_token
+    )
+    volumes = [answers.external_volume(v) for v in page.volumes]
+    body = answers.enveloped(0, is_leader_known=False, next_token=page.next_token, Volumes=volumes)
+    return json_answer(request, body, NO_TABLE)
+
+
+async def list_snapshots(service: Service, request: Request) -> Answer:
+    """GET /v1/volumes/snapshot."""
+    options = parse_read(request)
+    plugin_id = request.query.get("plugin_id", "")
+    page = await service.listings.list_snapshots(
+        plugin_id,
+        entries_max=options.per_page,
+        starting_token=options.next_token,
+        secrets=Secrets(parse_secrets(request)),
+    )
+    snapshots = [answers.snapshot(s, plugin_id=plugin_id) for s in page.snapshots]
+    body = answers.enveloped(0, is_leader_known=False, next_token=page.next_token, Snapshots=snapshots)
+    return json_answer(request, body, NO_TABLE)
+
+
+async def create_snapshots(service: Service, request: Request, source_volume_id: str = "") -> Answer:
+    """PUT or POST /v1/volumes/snapshot, and both forms that the documentation shows with a volume ID in the path."""
+    body = decode(SnapshotsBody, request.body)
+    namespace = parse_namespace(request)
+    if "namespace" not in request.query and body.namespace:
+        namespace = body.namespace
+    asked = [_snapshot_request(s, source_volume_id) for s in body.snapshots or []]
+    made = await service.listings.create_snapshots(namespace, asked)
+    snapshots = [answers.snapshot_made(m) for m in made] or None
+    return json_answer(request, answers.enveloped(0, is_leader_known=False, Snapshots=snapshots), NO_TABLE)
+
+
+def _snapshot_request(body: SnapshotBody | None, source_volume_id: str) -> SnapshotRequest:
+    if body is None:
+        raise Rejected("snapshot cannot be nil", code="validation")
+    source = body.source_volume_id if isinstance(body.source_volume_id, str) else ""
+    return SnapshotRequest(
+        source_volume_id=source or source_volume_id,
+        plugin_id=body.plugin_id,
+        name=body.name,
+        secrets=Secrets(body.secrets or {}),
+        parameters=body.parameters or {},
+    )
+
+
+async def delete_snapshot(service: Service, request: Request) -> Answer:
+    """DELETE /v1/volumes/snapshot."""
+    check_region(request.query)
+    await service.listings.delete_snapshot(
+        request.query.get("plugin_id", ""),
+        request.query.get("snapshot_id", ""),
+        secrets=Secrets(parse_secrets(request)),
+    )
+    return empty_answer(NO_TABLE)

@@ -1,0 +1,154 @@
+"""The table of commands: words, what they do, an example, and where the code is.
+
+A command's module is imported when it is chosen, not before. It offers two functions for each of its commands:
+``add_<name>(parser)`` and ``run_<name>(args, session) -> exit code``. Never: HTTP, printing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that talks to a server."""
+
+    words: tuple[str, ...]
+    module: str
+    name: str
+    summary: str
+    example: str
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that is a program of its own: its flags and its code live in ``moorage.serve``."""
+
+    words: tuple[str, ...]
+    add_arguments: str
+    run: str
+    summary: str
+    example: str
+
+
+_CREATE_MORE = (
+    "The argument is a specification file in HCL or JSON, or - for standard input. With -plugin it is a volume's name "
+    "instead, and the flags say the rest. Doing it again with a bigger size makes the volume bigger; secrets it was "
+    "created with must then be given again, because each request says all of them."
+)
+
+PROGRAMS = (
+    Program(
+        ("dev",),
+        "add_dev_arguments",
+        "run_dev",
+        "all in one process for one host: server, agent, embedded driver",
+        "moorage dev -data-dir /var/lib/moorage",
+    ),
+    Program(
+        ("server",), "add_server_arguments", "run_server", "keep the records and answer the API", "moorage server -h"
+    ),
+    Program(("agent",), "add_agent_arguments", "run_agent", "mount volumes on this node", "moorage agent -h"),
+    Program(
+        ("driver", "local"),
+        "add_driver_arguments",
+        "run_driver",
+        "the embedded CSI driver on its own, for any orchestrator",
+        "moorage driver local -h",
+    ),
+)
+
+COMMANDS = (
+    Command(
+        ("volume", "status"),
+        "volumes",
+        "status",
+        "list volumes, or show one",
+        "moorage volume status data",
+        "Without an argument all volumes are listed. An ID may be cut short as long as it stays unique.",
+    ),
+    Command(
+        ("volume", "create"),
+        "volume_writes",
+        "create",
+        "make a volume at its driver, or make it bigger",
+        "moorage volume create data -plugin local -size 10GiB",
+        _CREATE_MORE,
+    ),
+    Command(
+        ("volume", "register"),
+        "volume_writes",
+        "register",
+        "take in a volume that the driver has already",
+        "moorage volume register volume.hcl",
+    ),
+    Command(
+        ("volume", "deregister"),
+        "volumes",
+        "deregister",
+        "forget a volume; its data stay at the driver",
+        "moorage volume deregister data",
+    ),
+    Command(
+        ("volume", "delete"),
+        "volumes",
+        "delete",
+        "delete a volume and its data",
+        "moorage volume delete data",
+    ),
+    Command(
+        ("volume", "detach"),
+        "volumes",
+        "detach",
+        "detach a volume from a node",
+        "moorage volume detach data worker1",
+        "The node is given by ID, the beginning of an ID, or name.",
+    ),
+    Command(
+        ("volume", "snapshot", "create"),
+        "snapshots",
+        "create",
+        "make a snapshot of a volume",
+        "moorage volume snapshot create data before-upgrade",
+    ),
+    Command(
+        ("volume", "snapshot", "list"),
+        "snapshots",
+        "list",
+        "list the snapshots that a driver has",
+        "moorage volume snapshot list -plugin local",
+        "Without -plugin the plugin must be the only one.",
+    ),
+    Command(
+        ("volume", "snapshot", "delete"),
+        "snapshots",
+        "delete",
+        "delete a snapshot",
+        "moorage volume snapshot delete local snap-1",
+    ),
+    Command(("plugin", "status"), "plugins", "status", "list drivers, or show one", "moorage plugin status local"),
+    Command(("node", "status"), "nodes", "status", "list nodes, or show one", "moorage node status"),
+    Command(
+        ("alloc", "status"),
+        "allocations",
+        "status",
+        "list uses of volumes, or show one",
+        "moorage alloc status 4f2c",
+    ),
+    Command(
+        ("mount",),
+        "mounts",
+        "mount",
+        "mount a volume at a path and wait until it is there",
+        "moorage mount data /srv/data",
+        "The mount stays until `moorage umount`; a restart of moorage does not disturb it.",
+    ),
+    Command(
+        ("umount",),
+        "mounts",
+        "umount",
+        "unmount by path, volume or allocation and wait until it is gone",
+        "moorage umount /srv/data",
+    ),
+)

@@ -1,0 +1,163 @@
+"""Async client: typed calls for the pages between server and agent, and standing queries that never lose their place.
+
+Connection trouble and 5xx are Unavailable; 4xx are Rejected in the kind that fits, each with the server's text.
+Never: retries of a single call; the caller knows whether repeating is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
+from urllib.parse import quote
+
+import anyio
+import msgspec
+
+from moorage.client.transport import Answer, Transport
+from moorage.errors import BadRequest, Conflict, Forbidden, MoorageError, NotFound, Rejected, Unavailable
+from moorage.model.assignment import (
+    ClaimAssignments,
+    NodeRegistered,
+    NodeRegistration,
+    PluginReport,
+    Report,
+    Reports,
+    StepAssignments,
+)
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.node import Node
+from moorage.model.plugin import Instance
+
+CALL_TIMEOUT_S = 30.0
+WAIT_SLACK = 1.0625  # a server spreads the ends of waits over a sixteenth more
+RETRY_FIRST_S = 0.1
+RETRY_CAP_S = 5.0
+TEXT_CHARS_MAX = 2000
+
+_encode = msgspec.json.Encoder().encode
+_REJECTIONS: dict[int, type[Rejected]] = {
+    400: BadRequest,
+    401: Forbidden,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+}
+
+
+class Indexed(Protocol):
+    """An answer that says where it stands."""
+
+    @property
+    def index(self) -> int:
+        """The index to wait beyond."""
+        ...
+
+
+Found = TypeVar("Found", bound=Indexed)
+Body = TypeVar("Body")
+
+
+class Client:
+    """Typed calls over a transport. ``call_timeout_s`` bounds every call that does not wait for news."""
+
+    def __init__(self, transport: Transport, *, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._transport = transport
+        self._call_timeout_s = call_timeout_s
+
+    async def register_node(self, node: Node) -> NodeRegistered:
+        """Make the node known, or renew its lease."""
+        body = _encode(NodeRegistration(node=node))
+        return _decode(await self._call("PUT", _page(node.id, "register"), body=body), NodeRegistered)
+
+    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
+        """Tell all driver instances of the node; one that is left out is gone."""
+        await self._call("PUT", _page(node_id, "plugins"), body=_encode(PluginReport(instances=dict(instances))))
+
+    async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:
+        """Tell what came of assignments. Repeating it is harmless; a stale one is ignored."""
+        await self._call("PUT", _page(node_id, "reports"), body=_encode(Reports(reports=tuple(reports))))
+
+    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float) -> StepAssignments:
+        """The controller calls due for this node, as soon as they differ from those at ``index``."""
+        return _decode(await self._wait(_page(node_id, "steps"), index, wait_s), StepAssignments)
+
+    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float) -> ClaimAssignments:
+        """The claims of this node, as soon as they differ from those at ``index``."""
+        return _decode(await self._wait(_page(node_id, "claims"), index, wait_s), ClaimAssignments)
+
+    async def _wait(self, path: str, index: int, wait_s: float) -> Answer:
+        query = {"index": str(index), "wait": f"{round(wait_s * 1000)}ms"}
+        timeout_s = wait_s * WAIT_SLACK + self._call_timeout_s
+        return _checked(await self._transport.request("GET", path, query=query, body=None, timeout_s=timeout_s))
+
+    async def _call(self, method: str, path: str, *, body: bytes | None = None) -> Answer:
+        answer = await self._transport.request(method, path, query={}, body=body, timeout_s=self._call_timeout_s)
+        return _checked(answer)
+
+
+def _page(node_id: NodeId, name: str) -> str:
+    return f"/v1/node/{quote(node_id, safe='')}/{name}"
+
+
+def _checked(answer: Answer) -> Answer:
+    if 200 <= answer.status < 300:
+        return answer
+    text = answer.body[: TEXT_CHARS_MAX * 4].decode("utf-8", "replace").strip()[:TEXT_CHARS_MAX]
+    message = text or f"the server answered {answer.status} without a text"
+    if 300 <= answer.status < 500 and answer.status not in (408, 429):
+        raise _REJECTIONS.get(answer.status, Rejected)(message)
+    raise Unavailable(message, retry_after_s=_retry_after_s(answer))
+
+
+def _retry_after_s(answer: Answer) -> float:
+    text = answer.headers.get("retry-after", "")
+    return min(float(text), 60.0) if text.isascii() and text.isdigit() else 1.0
+
+
+def _decode(answer: Answer, kind: type[Body]) -> Body:
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise Unavailable(f"the server's answer is not a {kind.__name__}: {e}") from e
+
+
+def retry_delay_s(failures: int, jitter: float) -> float:
+    """Seconds to wait after ``failures`` failed tries in a row: doubling, capped, the upper half random.
+
+    ``jitter`` is in [0, 1).
+    """
+    full = min(RETRY_CAP_S, RETRY_FIRST_S * 2.0 ** min(failures - 1, 16))
+    return full * (0.5 + 0.5 * jitter)
+
+
+async def follow(
+    fetch: Callable[[int], Awaitable[Found]],
+    *,
+    random: Callable[[], float],
+    on_fault: Callable[[MoorageError], None] = lambda fault: None,
+    on_answer: Callable[[], None] = lambda: None,
+) -> AsyncIterator[Found]:
+    """Every answer of a standing query, for ever; ``fetch`` gets the index to wait beyond, first 0.
+
+    A failed fetch is told to ``on_fault`` and repeated at the same index with growing pauses. An index that goes back
+    (a server restored from a backup) is followed, because each answer is the whole truth. An answer without news that
+    came too early to be the end of a wait counts as a failed one for the pause, so that no fault makes this spin.
+    """
+    index = failures = 0
+    while True:
+        started_at_s = anyio.current_time()
+        try:
+            answer = await fetch(index)
+        except (Rejected, Unavailable) as e:
+            failures += 1
+            on_fault(e)
+            await anyio.sleep(retry_delay_s(failures, random()))
+            continue
+        on_answer()
+        is_news = answer.index != index
+        is_hasty = not is_news and anyio.current_time() - started_at_s < RETRY_FIRST_S
+        index = answer.index
+        yield answer
+        failures = failures + 1 if is_hasty else 0
+        if is_hasty:
+            await anyio.sleep(retry_delay_s(failures, random()))

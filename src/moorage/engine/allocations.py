@@ -1,0 +1,199 @@
+"""Use cases for allocations: start a use of volumes on a node, and stop it.
+
+Admission touches every volume in the same write, so that one compare serializes all claimants of a disk: the loser
+decides again on what the winner wrote.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from moorage.engine.ports import Chance, Clock
+from moorage.engine.reads import Reads
+from moorage.errors import BadRequest, Conflict, NotFound, StateConflict, Unavailable
+from moorage.model.claim import Allocation, Claim, TaskEvent, VolumeRequest
+from moorage.model.ids import AllocationId, ClaimId, NodeId
+from moorage.model.node import Node
+from moorage.model.volume import Progress, Volume
+from moorage.rules.allocations import add_event, is_terminal
+from moorage.rules.claims import admit_claim, complete_request
+from moorage.rules.plugins import measure_health
+from moorage.state import keys
+from moorage.state.repo import Repo, Write
+from moorage.state.view import Record
+
+replace = msgspec.structs.replace
+TRIES_MAX = 16
+VOLUMES_MAX = 32
+
+
+class Allocations:
+    """Start and stop."""
+
+    def __init__(self, repo: Repo, reads: Reads, clock: Clock, chance: Chance) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._clock = clock
+        self._chance = chance
+
+    async def start(self, asked: Allocation) -> Record[Allocation]:
+        """Admit an allocation: its record, its claims and the touched volumes in one write.
+
+        An empty ID is chosen here; asking again with the ID of one that exists answers with that one.
+        Raises BadRequest, NotFound, Conflict (who holds the volume), Unavailable.
+        """
+        if asked.id:
+            existing = self._reads.find_allocation(asked.id)
+            if existing is not None:
+                return existing
+        allocation = self._prepare(asked)
+        for _ in range(TRIES_MAX):
+            write = Write()
+            claimed = [
+                self._claim(write, allocation, request, position) for position, request in enumerate(asked.volumes)
+            ]
+            final = replace(allocation, volumes=tuple(claimed))
+            key = keys.allocation_key(final.id)
+            write.put(key, final, revision=0)
+            try:
+                revision = await self._repo.commit(write)
+            except StateConflict:
+                existing = self._reads.find_allocation(allocation.id)
+                if existing is not None:
+                    return existing
+                continue
+            return self._reads.find_allocation(final.id) or Record(final, revision, revision)
+        raise Unavailable("the volumes keep changing while they are claimed; try again")
+
+    def _prepare(self, asked: Allocation) -> Allocation:
+        if not asked.volumes:
+            raise BadRequest("Allocation.Volumes: name at least one volume")
+        if len(asked.volumes) > VOLUMES_MAX:
+            raise BadRequest(f"Allocation.Volumes: at most {VOLUMES_MAX} volumes in one allocation")
+        names = [v.name for v in asked.volumes]
+        for position, name in enumerate(names):
+            if not name or "/" in name or name in names[:position]:
+                raise BadRequest(
+                    f"Allocation.Volumes[{position}].Name {name!r}: give each volume a name of its own, without /"
+                )
+        node = self._choose_node(asked.node_id)
+        now_ns = self._clock.now_ns()
+        received = TaskEvent(type="Received", at_ns=now_ns, message="Volumes are claimed")
+        prepared = replace(
+            asked,
+            id=asked.id or AllocationId(self._chance.new_id()),
+            node_id=node.id,
+            node_name=node.name,
+            tasks=asked.tasks or ("main",),
+            description="Volumes are being mounted",
+            created_at_ns=now_ns,
+            modified_at_ns=now_ns,
+        )
+        return add_event(prepared, received)
+
+    def _choose_node(self, node_id: str) -> Node:
+        if node_id:
+            found = self._reads.find_node(node_id)
+            if found is None:
+                raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
+            return found.value
+        ready = [r.value for r in self._reads.list_nodes() if r.value.status == "ready"]
+        if len(ready) == 1:
+            return ready[0]
+        raise BadRequest(f"Allocation.NodeID is missing, and {len(ready)} nodes are ready: name one")
+
+    def _claim(self, write: Write, allocation: Allocation, request: VolumeRequest, position: int) -> VolumeRequest:
+        """Put one claim and its touched volume into the write; returns the request with its modes filled in."""
+        view = self._repo.view
+        where = f"Allocation.Volumes[{position}]"
+        found = view.volumes.get(allocation.namespace, request.source)
+        if found is None or found.value.state != "ready":
+            text = f'{where}.Source: no such volume "{request.source}" in namespace "{allocation.namespace}"'
+            raise NotFound(text, code="volume_missing", volume=request.source)
+        volume = found.value
+        if volume.wanted == "absent":
+            raise Conflict(f'volume "{volume.id}" is being deleted', code="busy", volume=volume.id)
+        complete = complete_request(request, volume)
+        claim = self._make_claim(allocation, complete, volume)
+        holders = [r.value for r in view.claims.of_disk(volume.plugin_id, volume.external_id)]
+        holders += [
+            c for c in _claims_in(write) if (c.plugin_id, c.external_id) == (claim.plugin_id, claim.external_id)
+        ]
+        admit_claim(claim, volume, holders)
+        write.put(keys.claim_key(claim.id), claim, revision=0)
+        # Every record of the disk is touched, so that claims through another one are serialized too.
+        for same in view.volumes.of_disk(volume.plugin_id, volume.external_id):
+            key = keys.volume_key(*same.value.key)
+            touched = same.value
+            if same.value.key == volume.key:
+                touched = replace(
+                    volume,
+                    access_mode=volume.access_mode or claim.access_mode,
+                    attachment_mode=volume.attachment_mode or claim.attachment_mode,
+                    modified_at_ns=self._clock.now_ns(),
+                )
+            write.put(key, touched, revision=same.modified)
+        return complete
+
+    def _make_claim(self, allocation: Allocation, request: VolumeRequest, volume: Volume) -> Claim:
+        plugin = self._reads.find_plugin(volume.plugin_id)
+        instance = plugin.value.instances.get(allocation.node_id) if plugin else None
+        health = measure_health(plugin.value if plugin else None)
+        if not health.is_schedulable:
+            text = (
+                f'volume is currently unschedulable: plugin "{volume.plugin_id}" of volume "{volume.id}" has '
+                f"{health.nodes_healthy} healthy nodes and {health.controllers_healthy} healthy controllers"
+            )
+            raise Conflict(text, code="unschedulable", volume=volume.id, plugin=volume.plugin_id)
+        if instance is None or instance.node is None or not instance.healthy:
+            text = (
+                f'volume "{volume.id}" cannot be used on node {allocation.node_id}: '
+                f'plugin "{volume.plugin_id}" is not healthy there'
+            )
+            raise Conflict(text, code="unschedulable", volume=volume.id, node=allocation.node_id)
+        return Claim(
+            id=ClaimId(f"{allocation.id}/{request.name}"),
+            allocation_id=allocation.id,
+            name=request.name,
+            namespace=volume.namespace,
+            volume_id=volume.id,
+            plugin_id=volume.plugin_id,
+            external_id=volume.external_id,
+            node_id=NodeId(allocation.node_id),
+            external_node_id=instance.node.external_id,
+            read_only=request.read_only,
+            access_mode=request.access_mode,
+            attachment_mode=request.attachment_mode,
+            mount_options=request.mount_options,
+            target=request.target,
+            created_at_ns=self._clock.now_ns(),
+            progress=Progress(since_ns=self._clock.now_ns()),
+        )
+
+    async def stop(self, allocation_id: str) -> int:
+        """Release an allocation's claims; it is complete when the last is gone. Returns the revision.
+
+        Stopping again is harmless. Raises NotFound, Unavailable.
+        """
+        for _ in range(TRIES_MAX):
+            found = self._reads.find_allocation(allocation_id)
+            if found is None:
+                raise NotFound(f'no such allocation "{allocation_id}"', code="allocation_missing")
+            if is_terminal(found.value):
+                return found.modified
+            killing = TaskEvent(type="Killing", at_ns=self._clock.now_ns(), message="Volumes are being released")
+            stopped = add_event(replace(found.value, wanted="stop", description=killing.message), killing)
+            write = Write().put(keys.allocation_key(found.value.id), stopped, revision=found.modified)
+            for claim in self._repo.view.claims.of_allocation(found.value.id):
+                if claim.value.wanted == "held":
+                    released = replace(claim.value, wanted="released", progress=Progress())
+                    write.put(keys.claim_key(claim.value.id), released, revision=claim.modified)
+            try:
+                return await self._repo.commit(write)
+            except StateConflict:
+                continue
+        raise Unavailable(f'allocation "{allocation_id}" keeps changing; try again')
+
+
+def _claims_in(write: Write) -> list[Claim]:
+    return [c for c in write.records.values() if isinstance(c, Claim)]

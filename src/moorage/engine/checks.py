@@ -1,0 +1,201 @@
+"""Checks that the volumes' use cases share: look-ups with the recorded refusals, driver validation, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+
+from moorage.engine.operations import Operations
+from moorage.engine.ports import EngineSettings
+from moorage.engine.reads import Reads, VolumeRead
+from moorage.errors import Conflict, DeadlineExceeded, NotFound, PluginUnavailable, Rejected
+from moorage.model.ids import DEFAULT_NAMESPACE, PluginId
+from moorage.model.plugin import Plugin
+from moorage.model.steps import Failed, ValidateVolume
+from moorage.model.volume import Volume
+from moorage.rules.allocations import is_terminal
+from moorage.rules.explanations import explain
+from moorage.rules.plugins import Health, find_controller_info, is_controller_required, measure_health
+from moorage.rules.registration import check_volume, merge
+from moorage.state import keys
+from moorage.state.repo import Repo
+from moorage.state.view import Record
+
+VALIDATIONS_AT_ONCE = 32
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """What a register or create answers: the records as stored, the revision, and warnings for people."""
+
+    volumes: tuple[VolumeRead, ...]
+    revision: int
+    warnings: str = ""
+
+
+class Checks:
+    """Reads and refuses; writes nothing."""
+
+    def __init__(self, repo: Repo, reads: Reads, operations: Operations, settings: EngineSettings) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._operations = operations
+        self._settings = settings
+
+    def check_request(self, volumes: Sequence[Volume]) -> None:
+        """There is at least one volume, and each one's fields are sound. Raises Rejected."""
+        if not volumes:
+            raise Rejected("missing volume definition", code="validation")
+        for volume in volumes:
+            check_volume(volume)
+
+    def check_namespaces(self, volumes: Sequence[Volume]) -> None:
+        """Each volume's namespace exists. Raises NotFound with the recorded text."""
+        for volume in volumes:
+            known = self._repo.view.namespaces.find(keys.namespace_key(volume.namespace))
+            if volume.namespace != DEFAULT_NAMESPACE and known is None:
+                text = f"volume {volume.id} is in nonexistent namespace {volume.namespace}"
+                raise NotFound(text, code="namespace_missing", volume=volume.id, namespace=volume.namespace)
+
+    def find_working_plugin(self, volume: Volume) -> Plugin:
+        """The volume's plugin, with a healthy controller where one is required. Raises NotFound, PluginUnavailable."""
+        found = self._repo.view.find_plugin(volume.plugin_id)
+        if found is None:
+            text = f"no CSI plugin named: {volume.plugin_id} could be found"
+            raise NotFound(text, code="plugin_missing", plugin=volume.plugin_id)
+        health = measure_health(found.value)
+        if health.is_controller_required and not health.controllers_healthy:
+            text = f"no healthy controllers for CSI plugin: {volume.plugin_id}"
+            raise PluginUnavailable(text, plugin=volume.plugin_id)
+        return found.value
+
+    def check_can_create(self, volume: Volume, plugin: Plugin) -> None:
+        """The plugin creates volumes, and it can make them from a source if one is named. Raises Rejected."""
+        info = find_controller_info(plugin)
+        if info is None or not is_controller_required(plugin):
+            raise Rejected("plugin has no controller", code="unsupported", plugin=plugin.id)
+        if not info.supports_create_delete:
+            raise Rejected("plugin does not support creating volumes", code="unsupported", plugin=plugin.id)
+
+    def health(self, plugin_id: PluginId) -> Health:
+        """The plugin's health now."""
+        found = self._repo.view.find_plugin(plugin_id)
+        return measure_health(found.value if found else None)
+
+    def find_stored(self, volume: Volume) -> Record[Volume] | None:
+        """The registered volume of the same identity, or None; one that is being created is not registered yet."""
+        found = self._repo.view.volumes.get(volume.namespace, volume.id)
+        if found is None or found.value.state != "ready":
+            return None
+        if found.value.wanted == "absent":
+            raise Conflict(f'volume "{volume.id}" is being deleted', code="busy", volume=volume.id)
+        return found
+
+    def revision_of(self, key: str) -> int:
+        """The revision to expect for a record that may be written over: 0, or that of a create that was given up.
+
+        Raises Conflict while a create of the same volume is under way.
+        """
+        found = self._repo.view.volumes.find(key)
+        if found is None:
+            return 0
+        if not is_given_up(found.value):
+            raise Conflict(f'volume "{found.value.id}" is being created', code="busy", volume=found.value.id)
+        return found.modified
+
+    def merge(self, old: Record[Volume], sent: Volume, *, prefix: str) -> Volume:
+        """The stored volume with what the request may change. Raises Conflict."""
+        claims = self._repo.view.claims.of_volume(*old.value.key)
+        try:
+            return merge(old.value, sent, is_claimed=bool(claims))
+        except Conflict as error:
+            raise Conflict(prefix + error.message, code=error.code, volume=old.value.id) from error
+
+    async def validate_all(self, volumes: Sequence[Volume]) -> None:
+        """Ask the drivers whether they know the volumes and their capabilities; drivers without a controller are not
+        asked. Raises Rejected with the first refusal in the order of the request."""
+        refusals: dict[int, str] = {}
+        limiter = anyio.CapacityLimiter(VALIDATIONS_AT_ONCE)
+
+        async def validate(index: int, volume: Volume) -> None:
+            async with limiter:
+                refusal = await self._validate(volume)
+                if refusal is not None:
+                    refusals[index] = refusal
+
+        async with anyio.create_task_group() as group:
+            for index, volume in enumerate(volumes):
+                if self.health(volume.plugin_id).is_controller_required:
+                    group.start_soon(validate, index, volume)
+        if refusals:
+            first = min(refusals)
+            raise Rejected(refusals[first], code="driver_refused", volume=volumes[first].id)
+
+    async def _validate(self, volume: Volume) -> str | None:
+        step = ValidateVolume(
+            external_id=volume.external_id or volume.id,
+            capabilities=volume.capabilities or (),
+            context=volume.context,
+            parameters=volume.parameters,
+            secrets=volume.secrets,
+        )
+        serial = f"volume/{volume.plugin_id}/{step.external_id}"
+        outcome = await self._operations.run(volume.plugin_id, step, serial_key=serial)
+        return explain(step, outcome.fault) if isinstance(outcome, Failed) else None
+
+    def get_volume(self, namespace: str, volume_id: str) -> VolumeRead:
+        """The volume for a write. Raises NotFound (``volume not found: <id>``)."""
+        read = self._reads.find_volume(namespace, volume_id)
+        if read is None or namespace == "*":
+            raise NotFound(f"volume not found: {volume_id}", code="volume_missing", volume=volume_id)
+        return read
+
+    def in_use(self, read: VolumeRead) -> Conflict:
+        """The refusal of what a claim stands against; the text is the recorded one, the fields name the holder."""
+        volume = read.record.value
+        claims = read.claims or tuple(
+            r.value for r in self._repo.view.claims.of_disk(volume.plugin_id, volume.external_id)
+        )
+        holder = claims[0]
+        return Conflict(
+            f"volume in use: {volume.id}",
+            code="volume_in_use",
+            volume=volume.id,
+            allocation=holder.allocation_id,
+            node=holder.node_id,
+            since_ns=str(holder.created_at_ns),
+        )
+
+    def are_all_ended(self, read: VolumeRead) -> bool:
+        """Whether every allocation that holds the volume has ended or is gone."""
+        ended = {r.value.id for r in read.allocations if is_terminal(r.value)}
+        known = {r.value.id for r in read.allocations}
+        return all(c.allocation_id in ended or c.allocation_id not in known for c in read.claims)
+
+    def too_late(self, key: str, what: str) -> DeadlineExceeded:
+        """The answer when the deadline has passed: the intent is on record, and what the last try said."""
+        found = self._repo.view.tables_by_prefix[keys.table_of(key)].find(key)
+        record = found.value if found is not None else None
+        fault = record.progress.last_fault if record is not None else None
+        last = f"; the last try of {fault.method} failed: {fault.status} {fault.message}" if fault else ""
+        name = getattr(record, "volume_id", None) or getattr(record, "id", key)
+        return DeadlineExceeded(
+            f'volume "{name}" {what} after {self._settings.request_s:.0f} s{last}; '
+            "the request is on record and work goes on: asking again is safe"
+        )
+
+    def answer(self, volumes: Sequence[Volume], revision: int, warnings: str = "") -> Written:
+        """The volumes as they are on record now."""
+        reads = []
+        for volume in volumes:
+            found = self._repo.view.volumes.get(volume.namespace, volume.id)
+            zero = type(self._repo.view.revision)(0)
+            reads.append(self._reads.join(found or Record(volume, zero, zero), with_allocations=True))
+        return Written(volumes=tuple(reads), revision=revision, warnings=warnings)
+
+
+def is_given_up(volume: Volume) -> bool:
+    """A create that was refused for good: nothing is at the driver, and the record goes next."""
+    fault = volume.progress.last_fault
+    return volume.state == "absent" and volume.wanted == "absent" and fault is not None and fault.final

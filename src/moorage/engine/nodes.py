@@ -1,0 +1,136 @@
+"""What agents ask and tell: registration, plugin instances, standing queries, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from moorage.engine.ports import Clock, EngineSettings
+from moorage.engine.reads import Reads
+from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
+from moorage.errors import NotFound, StateConflict, Unavailable
+from moorage.model.assignment import ClaimAssignment, ClaimAssignments, NodeRegistered, Report, StepAssignments
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.node import Node
+from moorage.model.plugin import Instance
+from moorage.model.volume import Secrets
+from moorage.rules.plugins import fold_report
+from moorage.state import keys
+from moorage.state.feed import Change
+from moorage.state.repo import Repo, Write
+
+replace = msgspec.structs.replace
+TRIES_MAX = 16
+
+
+class Nodes:
+    """The agents' side of the engine."""
+
+    def __init__(
+        self, repo: Repo, reads: Reads, reconciler: Reconciler, clock: Clock, settings: EngineSettings
+    ) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._reconciler = reconciler
+        self._clock = clock
+        self._settings = settings
+
+    async def register(self, node: Node) -> NodeRegistered:
+        """Put the node on record; written only when something about it is new."""
+        for _ in range(TRIES_MAX):
+            found = self._reads.find_node(node.id)
+            now_ns = self._clock.now_ns()
+            known = found.value if found else None
+            ready = replace(
+                node,
+                status="ready",
+                created_at_ns=known.created_at_ns if known else now_ns,
+                status_updated_at_ns=known.status_updated_at_ns if known else now_ns,
+            )
+            if ready == known:
+                break
+            ready = replace(ready, status_updated_at_ns=now_ns)
+            write = Write().put(keys.node_key(node.id), ready, revision=found.modified if found else 0)
+            try:
+                await self._repo.commit(write)
+            except StateConflict:
+                continue
+            break
+        return NodeRegistered(lease_s=self._settings.lease_s)
+
+    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
+        """Fold the node's driver instances into the plugins' records. Raises NotFound for an unknown node."""
+        self._get_node(node_id)
+        for _ in range(TRIES_MAX):
+            plugins = {r.value.id: r for r in self._reads.list_plugins()}
+            own = {k: replace(i, node_id=node_id) for k, i in instances.items()}
+            records = {k: r.value for k, r in plugins.items()}
+            changed = fold_report(records, node_id, own, now_ns=self._clock.now_ns())
+            if not changed:
+                return
+            write = Write()
+            for plugin_id, plugin in changed.items():
+                revision = plugins[plugin_id].modified if plugin_id in plugins else 0
+                if plugin is None:
+                    write.delete(keys.plugin_key(plugin_id), revision=revision)
+                else:
+                    write.put(keys.plugin_key(plugin_id), plugin, revision=revision)
+            try:
+                await self._repo.commit(write)
+            except StateConflict:
+                continue
+            return
+        raise Unavailable("the plugins keep changing; report again")
+
+    async def wait_steps(self, node_id: NodeId, *, index: int, wait_s: float) -> StepAssignments:
+        """The controller calls due for the node, as soon as they differ from those of ``index``."""
+        self._get_node(node_id)
+        topic = steps_topic(node_id)
+        await self._wait(topic, index, wait_s)
+        return StepAssignments(index=self._reconciler.version(topic), steps=self._reconciler.find_steps(node_id))
+
+    async def wait_claims(self, node_id: NodeId, *, index: int, wait_s: float) -> ClaimAssignments:
+        """The node's claims, as soon as they differ from those of ``index``."""
+        self._get_node(node_id)
+        topic = claims_topic(node_id)
+        await self._wait(topic, index, wait_s)
+        return ClaimAssignments(index=self._reconciler.version(topic), claims=self._find_claims(node_id))
+
+    async def _wait(self, topic: str, index: int, wait_s: float) -> None:
+        if self._reconciler.version(topic) != index:
+            return
+
+        def moved(change: Change) -> bool | None:
+            return True
+
+        await self._reconciler.signals.wait((topic,), moved, timeout_s=wait_s)
+
+    def _find_claims(self, node_id: NodeId) -> tuple[ClaimAssignment, ...]:
+        view = self._repo.view
+        found = []
+        for record in view.claims.of_node(node_id):
+            claim = record.value
+            volume = view.volumes.get(claim.namespace, claim.volume_id)
+            stored = volume.value if volume else None
+            found.append(
+                ClaimAssignment(
+                    claim=claim,
+                    revision=record.modified,
+                    context=stored.context if stored else {},
+                    mount_options=claim.mount_options or (stored.mount_options if stored else None),
+                    secrets=stored.secrets if stored else Secrets(),
+                    grow_to_bytes=stored.node_expansion_bytes if stored else 0,
+                    timeout_s=self._settings.node_call_s,
+                )
+            )
+        return tuple(found)
+
+    async def report(self, node_id: NodeId, reports: tuple[Report, ...]) -> None:
+        """Fold outcomes; a report on a record that has moved on is dropped. Raises NotFound, StoreUnavailable."""
+        self._get_node(node_id)
+        await self._reconciler.outcomes.fold_reports(reports)
+
+    def _get_node(self, node_id: NodeId) -> None:
+        if self._reads.find_node(node_id) is None:
+            raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)

@@ -1,0 +1,239 @@
+"""Planning: from the records in the view to what is to be done for one key now. Takes no action."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from moorage.engine.ports import EngineSettings
+from moorage.model.assignment import StepAssignment
+from moorage.model.claim import Allocation, Claim, ClaimState
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.operation import Operation
+from moorage.model.steps import (
+    ControllerStep,
+    CreateSnapshot,
+    DeleteSnapshot,
+    GetCapacity,
+    ListSnapshots,
+    ListVolumes,
+)
+from moorage.model.volume import Progress, Volume
+from moorage.rules import allocations as allocation_rules
+from moorage.rules import claims as claim_rules
+from moorage.rules import volumes as volume_rules
+from moorage.rules.plugins import choose_controller, find_controller_info
+from moorage.state import keys
+from moorage.state.view import Record, View
+
+_SECOND = 1_000_000_000
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """A controller call with the node that is to make it."""
+
+    node_id: NodeId
+    assignment: StepAssignment
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """Settle by removing the record."""
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """Settle by moving the claim to a state that it has reached without a call."""
+
+    state: ClaimState
+
+
+class Refresh(msgspec.Struct, frozen=True):
+    """Settle by folding the claims of an allocation into it."""
+
+
+Settlement = Removal | Move | Refresh
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done for a key now.
+
+    ``planned``: a controller call; ``settlement``: a write without a call; ``due_at_ns``: look again then (0: no need);
+    ``is_finished``: nothing is left to do until the record changes.
+    """
+
+    planned: Planned | None = None
+    settlement: Settlement | None = None
+    due_at_ns: int = 0
+    is_finished: bool = True
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether there is a write to do."""
+        return self.settlement is not None
+
+
+FINISHED = Plan()
+UNFINISHED = Plan(is_finished=False)
+
+
+class Planner:
+    """Reads the view, asks the rules."""
+
+    def __init__(self, view: View, settings: EngineSettings) -> None:
+        self._view = view
+        self._settings = settings
+        # Operations whose answer has been read: their records may go.
+        self.read_operations: set[str] = set()
+
+    def plan(self, key: str, *, now_ns: int) -> Plan:
+        """The plan for the record under a store key; FINISHED when there is none."""
+        table = keys.table_of(key)
+        record = self._view.tables_by_prefix[table].find(key)
+        if record is None:
+            return FINISHED
+        match record.value:
+            case Volume() as volume:
+                return self._plan_volume(key, record, volume, now_ns)
+            case Claim() as claim:
+                return self._plan_claim(key, record, claim, now_ns)
+            case Operation() as operation:
+                return self._plan_operation(key, record, operation, now_ns)
+            case Allocation() as allocation:
+                return self._plan_allocation(allocation, now_ns)
+        return FINISHED
+
+    # -- by kind -----------------------------------------------------------------------------------------------------
+
+    def _plan_volume(self, key: str, record: Record[Volume], volume: Volume, now_ns: int) -> Plan:
+        match volume_rules.next_step(volume):
+            case volume_rules.Rest():
+                return FINISHED
+            case volume_rules.Remove():
+                return Plan(settlement=Removal(), is_finished=False)
+            case step:
+                # A volume that is not ready has no external ID yet; its name is what the driver may not see twice.
+                serial = f"volume/{volume.plugin_id}/{volume.external_id or 'name:' + volume.name}"
+                return self._assign(
+                    key, record.modified, volume.plugin_id, step, serial=serial, progress=volume.progress, now_ns=now_ns
+                )
+
+    def _plan_claim(self, key: str, record: Record[Claim], claim: Claim, now_ns: int) -> Plan:
+        plugin = self._view.find_plugin(claim.plugin_id)
+        info = find_controller_info(plugin.value if plugin else None)
+        around = claim_rules.Surroundings(
+            volume=self._find_volume(claim),
+            is_attaching=self._is_attaching(claim.plugin_id, info.supports_attach_detach if info else None),
+            siblings=tuple(
+                r.value
+                for r in self._view.claims.of_disk(claim.plugin_id, claim.external_id)
+                if r.value.node_id == claim.node_id and r.value.id != claim.id
+            ),
+        )
+        match claim_rules.next_step(claim, around):
+            case volume_rules.Rest():
+                return FINISHED if around.is_attaching is not None else UNFINISHED
+            case claim_rules.NodeWork():
+                return FINISHED
+            case volume_rules.Remove():
+                return Plan(settlement=Removal(), is_finished=False)
+            case claim_rules.Advance(state=state):
+                return Plan(settlement=Move(state=state), is_finished=False)
+            case step:
+                serial = f"volume/{claim.plugin_id}/{claim.external_id}"
+                return self._assign(
+                    key, record.modified, claim.plugin_id, step, serial=serial, progress=claim.progress, now_ns=now_ns
+                )
+
+    def _is_attaching(self, plugin_id: PluginId, told: bool | None) -> bool | None:
+        """Whether the driver attaches. Unknown while a controller is required and none has told: then claims wait."""
+        if told is not None:
+            return told
+        plugin = self._view.find_plugin(plugin_id)
+        if plugin is None or any(i.requires_controller for i in plugin.value.instances.values()):
+            return None
+        return False
+
+    def _plan_operation(self, key: str, record: Record[Operation], operation: Operation, now_ns: int) -> Plan:
+        if operation.expires_at_ns <= now_ns or key in self.read_operations:
+            return Plan(settlement=Removal(), is_finished=False)
+        if operation.state == "done":
+            return Plan(due_at_ns=operation.expires_at_ns, is_finished=False)
+        plan = self._assign(
+            key,
+            record.modified,
+            operation.plugin_id,
+            operation.step,
+            serial=operation.serial_key,
+            progress=operation.progress,
+            now_ns=now_ns,
+        )
+        due = min(plan.due_at_ns or operation.expires_at_ns, operation.expires_at_ns)
+        return msgspec.structs.replace(plan, due_at_ns=due)
+
+    def _plan_allocation(self, allocation: Allocation, now_ns: int) -> Plan:
+        claims = [r.value for r in self._view.claims.of_allocation(allocation.id)]
+        if allocation_rules.fold_claims(allocation, claims, now_ns=now_ns) is not allocation:
+            return Plan(settlement=Refresh(), is_finished=False)
+        if claims or not allocation_rules.is_terminal(allocation):
+            return FINISHED
+        gone_at = allocation.finished_at_ns + int(self._settings.allocation_kept_s * _SECOND)
+        if gone_at <= now_ns:
+            return Plan(settlement=Removal(), is_finished=False)
+        return Plan(due_at_ns=gone_at, is_finished=False)
+
+    def _assign(
+        self,
+        key: str,
+        revision: int,
+        plugin_id: PluginId,
+        step: ControllerStep,
+        *,
+        serial: str,
+        progress: Progress,
+        now_ns: int,
+    ) -> Plan:
+        if progress.next_try_at_ns > now_ns:
+            return Plan(due_at_ns=progress.next_try_at_ns, is_finished=False)
+        plugin = self._view.find_plugin(plugin_id)
+        node_id = choose_controller(plugin.value if plugin else None)
+        if node_id is None:
+            return UNFINISHED
+        assignment = StepAssignment(
+            key=key,
+            revision=type(self._view.revision)(revision),
+            plugin_id=plugin_id,
+            serial_key=serial,
+            step=step,
+            timeout_s=self._timeout_s(step),
+        )
+        return Plan(planned=Planned(node_id=node_id, assignment=assignment), is_finished=False)
+
+    def _timeout_s(self, step: ControllerStep) -> float:
+        if isinstance(step, (CreateSnapshot, DeleteSnapshot)):
+            return self._settings.snapshot_call_s
+        if isinstance(step, (ListVolumes, ListSnapshots, GetCapacity)):
+            return self._settings.list_call_s
+        return self._settings.controller_call_s
+
+    # -- what depends on what ----------------------------------------------------------------------------------------
+
+    def find_dependents(self, key: str, record: object) -> Iterable[str]:
+        """Keys whose next step may have changed because this record did, the key itself left out."""
+        if isinstance(record, Claim):
+            yield keys.allocation_key(record.allocation_id)
+            for sibling in self._view.claims.of_disk(record.plugin_id, record.external_id):
+                if sibling.value.id != record.id and sibling.value.node_id == record.node_id:
+                    yield keys.claim_key(sibling.value.id)
+        elif isinstance(record, Volume):
+            for claim in self._view.claims.of_volume(*record.key):
+                yield keys.claim_key(claim.value.id)
+
+    def find_mounting_nodes(self, record: object) -> set[NodeId]:
+        """Nodes whose claim assignments show something of this record."""
+        if isinstance(record, Volume):
+            return {c.value.node_id for c in self._view.claims.of_volume(*record.key)}
+        return set()
+
+    def _find_volume(self, claim: Claim) -> Volume | None:
+        record = self._view.volumes.get(claim.namespace, claim.volume_id)
+        return record.value if record else None

@@ -1,0 +1,48 @@
+"""What the engine takes from outside: the clock, ids, randomness, and its settings."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class Clock(Protocol):
+    """The time of day."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the epoch."""
+        ...
+
+
+class Chance(Protocol):
+    """Ids and jitter."""
+
+    def new_id(self) -> str:
+        """A fresh UUID as text."""
+        ...
+
+    def jitter(self) -> float:
+        """A number in [0, 1)."""
+        ...
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Deadlines and limits of the engine, in seconds unless said otherwise.
+
+    request_s: how long a handler waits for a result before it answers that work goes on.
+    controller_call_s, snapshot_call_s, list_call_s: deadlines of single driver calls.
+    node_call_s: deadline of one call to a node service.
+    operation_kept_s: how long an operation's record is kept for its caller.
+    allocation_kept_s: how long an ended allocation is shown.
+    lease_s: how long a node may stay silent.
+    """
+
+    request_s: float = 120.0
+    controller_call_s: float = 120.0
+    snapshot_call_s: float = 300.0
+    list_call_s: float = 60.0
+    node_call_s: float = 120.0
+    operation_kept_s: float = 600.0
+    allocation_kept_s: float = 3600.0
+    lease_s: float = 10.0

@@ -1,0 +1,174 @@
+"""Reads: what handlers and services look up in the view, and how they wait for it to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import msgspec
+
+from moorage.model.claim import Allocation, Claim
+from moorage.model.ids import ALL_NAMESPACES, DEFAULT_NAMESPACE, NamespaceName, VolumeId
+from moorage.model.namespace import Namespace
+from moorage.model.node import Node
+from moorage.model.plugin import Plugin
+from moorage.model.volume import Volume
+from moorage.rules.plugins import Health, measure_health
+from moorage.state import keys
+from moorage.state.feed import Change
+from moorage.state.repo import Repo
+from moorage.state.view import Record
+
+T = TypeVar("T")
+
+VOLUMES_TOPICS = (keys.VOLUMES, keys.CLAIMS)
+
+
+class VolumeRead(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume with all that an answer shows of it: its claims, their allocations, its plugin's health now."""
+
+    record: Record[Volume]
+    claims: tuple[Claim, ...]
+    health: Health
+    allocations: tuple[Record[Allocation], ...] = ()
+
+
+class Reads:
+    """Answers from memory; no method here waits but ``wait``."""
+
+    def __init__(self, repo: Repo) -> None:
+        self._repo = repo
+
+    # -- indexes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def volumes_index(self) -> int:
+        """The revision of the last change to any volume or claim."""
+        view = self._repo.view
+        return max(view.volumes.index, view.claims.index)
+
+    def table_index(self, table: str) -> int:
+        """The revision of the last change to a table, by its key prefix."""
+        return self._repo.view.tables_by_prefix[table].index
+
+    @property
+    def revision(self) -> int:
+        """The revision that all reads are at."""
+        return self._repo.view.revision
+
+    # -- volumes -----------------------------------------------------------------------------------------------------
+
+    def find_volume(self, namespace: str, volume_id: str) -> VolumeRead | None:
+        """The volume as clients may see it: one that is being created is not there yet.
+
+        Namespace ``*`` finds the one volume of that ID in any namespace, if there is exactly one.
+        """
+        view = self._repo.view
+        if namespace == ALL_NAMESPACES:
+            found = [r for r in view.volumes.ordered(None, volume_id) if r.value.id == volume_id and _is_shown(r)]
+            return self.join(found[0], with_allocations=True) if len(found) == 1 else None
+        record = view.volumes.get(namespace, volume_id)
+        if record is None or not _is_shown(record):
+            return None
+        return self.join(record, with_allocations=True)
+
+    def list_volumes(self, namespace: str, prefix: str = "") -> Iterator[VolumeRead]:
+        """Volumes in order of (namespace, id); namespace ``*``: of all."""
+        chosen = None if namespace == ALL_NAMESPACES else namespace
+        for record in self._repo.view.volumes.ordered(chosen, prefix):
+            if _is_shown(record):
+                yield self.join(record)
+
+    def join(self, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
+        """A volume's record with its claims and its plugin's health."""
+        view = self._repo.view
+        volume = record.value
+        claims = tuple(r.value for r in view.claims.of_volume(*volume.key))
+        plugin = view.find_plugin(volume.plugin_id)
+        allocations = []
+        if with_allocations:
+            for allocation_id in dict.fromkeys(c.allocation_id for c in claims):
+                found = view.find_allocation(allocation_id)
+                if found is not None:
+                    allocations.append(found)
+        return VolumeRead(
+            record=record,
+            claims=claims,
+            health=measure_health(plugin.value if plugin else None),
+            allocations=tuple(allocations),
+        )
+
+    def topics_of_volume(self, namespace: str, volume_id: str) -> tuple[str, ...]:
+        """What moves a read of one volume: its record, its claims, their allocations."""
+        view = self._repo.view
+        names = [keys.volume_key(NamespaceName(namespace), VolumeId(volume_id))]
+        for claim in view.claims.of_volume(namespace, volume_id):
+            names.append(keys.claim_key(claim.value.id))
+            names.append(keys.allocation_key(claim.value.allocation_id))
+        return tuple(names)
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def find_plugin(self, plugin_id: str) -> Record[Plugin] | None:
+        """The plugin, or None."""
+        return self._repo.view.find_plugin(plugin_id)
+
+    def list_plugins(self, prefix: str = "") -> list[Record[Plugin]]:
+        """Plugins by ID."""
+        found = (r for r in self._repo.view.plugins if r.value.id.startswith(prefix))
+        return sorted(found, key=lambda r: r.value.id)
+
+    def find_node(self, node_id: str) -> Record[Node] | None:
+        """The node, or None."""
+        return self._repo.view.find_node(node_id)
+
+    def list_nodes(self, prefix: str = "") -> list[Record[Node]]:
+        """Nodes by ID."""
+        found = (r for r in self._repo.view.nodes if r.value.id.startswith(prefix))
+        return sorted(found, key=lambda r: r.value.id)
+
+    def find_allocation(self, allocation_id: str) -> Record[Allocation] | None:
+        """The allocation, or None."""
+        return self._repo.view.find_allocation(allocation_id)
+
+    def list_allocations(self, namespace: str, prefix: str = "", node_id: str = "") -> list[Record[Allocation]]:
+        """Allocations by ID; of one namespace or all (``*``), of one node or all."""
+        found = (
+            r
+            for r in self._repo.view.allocations
+            if r.value.id.startswith(prefix)
+            and namespace in (ALL_NAMESPACES, r.value.namespace)
+            and node_id in ("", r.value.node_id)
+        )
+        return sorted(found, key=lambda r: r.value.id)
+
+    def claims_of(self, allocation: Allocation) -> list[Claim]:
+        """An allocation's claims that still exist."""
+        return [r.value for r in self._repo.view.claims.of_allocation(allocation.id)]
+
+    def list_namespaces(self, prefix: str = "") -> list[Record[Namespace]]:
+        """Namespaces by name; ``default`` is always there."""
+        found = {r.value.name: r for r in self._repo.view.namespaces}
+        first = type(self._repo.view.revision)(1)
+        found.setdefault(DEFAULT_NAMESPACE, Record(_DEFAULT, first, first))
+        return [found[name] for name in sorted(found) if name.startswith(prefix)]
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    async def wait(self, topics: Iterable[str], index_of: Callable[[], int], *, above: int, timeout_s: float) -> None:
+        """Return when ``index_of()`` is above ``above`` and something on the topics changed, or at the timeout."""
+        if index_of() > above:
+            return
+
+        def test(change: Change) -> bool | None:
+            return True if change.revision > above else None
+
+        await self._repo.feed.signals.wait(topics, test, timeout_s=timeout_s)
+
+
+_DEFAULT = Namespace(name=DEFAULT_NAMESPACE, description="Default shared namespace")
+
+
+def _is_shown(record: Record[Volume]) -> bool:
+    """Not before the driver has it: a create that fails must never have been seen."""
+    return record.value.state == "ready"

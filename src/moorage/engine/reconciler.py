@@ -1,0 +1,201 @@
+"""The reconciler: whenever a record changes, decide its next step and see that it is done.
+
+A step that calls a driver's controller becomes an assignment to the node that has it; the agent there asks for its
+assignments with a standing query and reports outcomes, which are folded into the record. A step that needs no call is
+written here. Nothing depends on an event having been seen: at the start every record is looked at, and a record whose
+step cannot be made now (no healthy controller, a pause after a fault) is looked at again when that changes.
+
+It never raises outward: a failure is a field of the record.
+"""
+
+from __future__ import annotations
+
+import math
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from moorage.engine.due import DueKeys
+from moorage.engine.outcomes import Outcomes
+from moorage.engine.planning import Plan, Planned, Planner
+from moorage.engine.ports import Chance, Clock, EngineSettings
+from moorage.errors import MoorageError, StateConflict
+from moorage.model.assignment import StepAssignment
+from moorage.model.claim import Claim
+from moorage.model.ids import NodeId
+from moorage.model.plugin import Plugin
+from moorage.state import keys
+from moorage.state.feed import Change, Signals
+from moorage.state.repo import Repo
+
+log = structlog.get_logger()
+
+WRITERS = 16
+LOOK_S = 60.0  # the clock of the day may be set back or forth: never sleep longer than this
+_SECOND = 1_000_000_000
+
+
+def steps_topic(node_id: str) -> str:
+    """The signal for "this node's controller steps changed"."""
+    return f"steps@{node_id}"
+
+
+def claims_topic(node_id: str) -> str:
+    """The signal for "this node's claims, or what mounting them takes, changed"."""
+    return f"claims@{node_id}"
+
+
+class Reconciler:
+    """Decides and assigns. ``assigned`` is derived state: it is rebuilt from the records at every start."""
+
+    def __init__(self, repo: Repo, clock: Clock, chance: Chance, settings: EngineSettings) -> None:
+        self._repo = repo
+        self._clock = clock
+        self.signals = Signals()
+        self.planner = Planner(repo.view, settings)
+        self.outcomes = Outcomes(repo, clock, chance)
+        self.assigned: dict[str, Planned] = {}
+        self._by_node: dict[NodeId, dict[str, Planned]] = {}
+        self._versions: dict[str, int] = {}
+        self._unfinished: set[str] = set()
+        self._due = DueKeys()
+        self._is_due_earlier = anyio.Event()
+        self._writing: set[str] = set()
+        self._again: set[str] = set()
+        self._send: MemoryObjectSendStream[str]
+        self._receive: MemoryObjectReceiveStream[str]
+        # Holds keys, each at most once (``_writing``), so it is bounded by the number of records.
+        self._send, self._receive = anyio.create_memory_object_stream[str](math.inf)
+        # Versions start at the clock so that an agent's index from before a restart never equals a new one.
+        self._first_version = clock.now_ns() // 1000
+        repo.feed.subscribe(self.look_at)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Settle what can be settled without a driver, and wake what is due, until cancelled."""
+        async with anyio.create_task_group() as group:
+            for _ in range(WRITERS):
+                group.start_soon(self._write_settlements)
+            group.start_soon(self._wake_due)
+            task_status.started()
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def look_at(self, change: Change) -> None:
+        """A record changed: decide again for all whose step may depend on it. Called in the feed's loop turn."""
+        key = change.key
+        table = keys.table_of(key)
+        if change.after is None:
+            self.planner.read_operations.discard(key)
+        record = change.after if change.after is not None else change.before
+        if table == keys.PLUGINS:
+            assert isinstance(record, Plugin)
+            for unfinished in list(self._unfinished):
+                self._decide(unfinished)
+            for node_id in record.instances:
+                self._bump(claims_topic(node_id))
+            return
+        if table in (keys.NODES, keys.NAMESPACES):
+            return
+        self._decide(key)
+        for other in self.planner.find_dependents(key, record):
+            self._decide(other)
+        for node_id in self.planner.find_mounting_nodes(record):
+            self._bump(claims_topic(node_id))
+        if isinstance(record, Claim):
+            self._bump(claims_topic(record.node_id))
+
+    def forget_operation(self, key: str) -> None:
+        """The operation's answer has been read, or nobody waits for it any more: its record goes."""
+        self.planner.read_operations.add(key)
+        self._decide(key)
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def _decide(self, key: str) -> None:
+        plan = self.planner.plan(key, now_ns=self._clock.now_ns())
+        self._set_assigned(key, plan.planned)
+        if plan.is_finished:
+            self._unfinished.discard(key)
+        else:
+            self._unfinished.add(key)
+        if plan.due_at_ns:
+            self._due.set(key, plan.due_at_ns)
+            self._is_due_earlier.set()
+        else:
+            self._due.drop(key)
+        if plan.is_settling:
+            self._settle_later(key)
+
+    def _set_assigned(self, key: str, planned: Planned | None) -> None:
+        old = self.assigned.get(key)
+        if old == planned:
+            return
+        for gone in (old,) if old else ():
+            del self._by_node[gone.node_id][key]
+            self._bump(steps_topic(gone.node_id))
+        if planned is None:
+            self.assigned.pop(key, None)
+            return
+        self.assigned[key] = planned
+        self._by_node.setdefault(planned.node_id, {})[key] = planned
+        self._bump(steps_topic(planned.node_id))
+
+    def _bump(self, topic: str) -> None:
+        self._versions[topic] = self.version(topic) + 1
+        self.signals.notify(topic, Change(topic, self._repo.view.revision, None, None))
+
+    def version(self, topic: str) -> int:
+        """A number that moves with every change of the topic; never one that an earlier run handed out."""
+        return self._versions.get(topic, self._first_version)
+
+    def find_steps(self, node_id: NodeId) -> tuple[StepAssignment, ...]:
+        """The controller calls that are due for a node now, oldest record first."""
+        found = self._by_node.get(node_id, {})
+        return tuple(sorted((p.assignment for p in found.values()), key=lambda a: (a.revision, a.key)))
+
+    # -- settling: writes that need no driver call -------------------------------------------------------------------
+
+    def _settle_later(self, key: str) -> None:
+        if key in self._writing:
+            self._again.add(key)
+            return
+        self._writing.add(key)
+        self._send.send_nowait(key)
+
+    async def _write_settlements(self) -> None:
+        async for key in self._receive:
+            try:
+                await self._settle(key)
+            finally:
+                self._writing.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self._decide(key)
+
+    async def _settle(self, key: str) -> None:
+        plan: Plan = self.planner.plan(key, now_ns=self._clock.now_ns())
+        if plan.settlement is None:
+            return
+        try:
+            await self.outcomes.settle(key, plan.settlement)
+        except StateConflict:
+            self._again.add(key)
+        except MoorageError as error:
+            # The store is in trouble: the record is unchanged, so it is looked at again after a pause.
+            log.warning("reconciler.write_failed", key=key, code=error.code, error=error.message)
+            self._due.set(key, self._clock.now_ns() + _SECOND)
+            self._is_due_earlier.set()
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    async def _wake_due(self) -> None:
+        while True:
+            self._is_due_earlier = anyio.Event()
+            at = self._due.next_ns()
+            wait_s = LOOK_S if at is None else min(LOOK_S, max(0.0, (at - self._clock.now_ns()) / _SECOND))
+            with anyio.move_on_after(wait_s):
+                await self._is_due_earlier.wait()
+            for key in self._due.pop_due(self._clock.now_ns()):
+                self._decide(key)

@@ -1,0 +1,121 @@
+"""Use cases that end things: deregister, delete, detach."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+
+from moorage.engine.checks import Checks
+from moorage.engine.ports import EngineSettings
+from moorage.engine.reads import Reads, VolumeRead
+from moorage.errors import NotFound, Rejected, StateConflict, Unavailable
+from moorage.model.steps import DeleteVolume
+from moorage.model.volume import Fault, Progress, Secrets, Volume
+from moorage.rules.allocations import is_terminal
+from moorage.rules.explanations import check_step, explain
+from moorage.rules.plugins import find_controller_info
+from moorage.state import keys
+from moorage.state.feed import Change
+from moorage.state.repo import Repo, Write
+
+replace = msgspec.structs.replace
+TRIES_MAX = 8
+
+
+class Removals:
+    """Deregister, delete, detach."""
+
+    def __init__(self, repo: Repo, reads: Reads, checks: Checks, settings: EngineSettings) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._checks = checks
+        self._settings = settings
+
+    async def deregister(self, namespace: str, volume_id: str, *, force: bool) -> int:
+        """Remove the record only; the driver is not called. Returns the revision.
+
+        Forced: claims of ended allocations are dropped with it. Raises NotFound, Conflict (in use).
+        """
+        for _ in range(TRIES_MAX):
+            read = self._checks.get_volume(namespace, volume_id)
+            if read.claims and not (force and self._checks.are_all_ended(read)):
+                raise self._checks.in_use(read)
+            write = Write().delete(keys.volume_key(*read.record.value.key), revision=read.record.modified)
+            for claim in self._repo.view.claims.of_volume(*read.record.value.key):
+                write.delete(keys.claim_key(claim.value.id), revision=claim.modified)
+            try:
+                return await self._repo.commit(write)
+            except StateConflict:
+                continue
+        raise Unavailable(f'volume "{volume_id}" keeps changing; try again')
+
+    async def delete(self, namespace: str, volume_id: str, *, secrets: Secrets) -> int:
+        """Delete the volume at its driver, then its record. Claims are checked before the driver is called (F1).
+
+        Raises NotFound, Conflict (in use), Rejected (what the driver said), DeadlineExceeded.
+        """
+        read = self._checks.get_volume(namespace, volume_id)
+        volume = read.record.value
+        self._check_can_delete(read)
+        key = keys.volume_key(*volume.key)
+        intent = replace(volume, wanted="absent", delete_secrets=secrets, progress=Progress())
+        step = DeleteVolume(external_id=volume.external_id)
+        refused = check_step(step)
+        if refused is not None:
+            raise Rejected(explain(step, refused), code="driver_refused", volume=volume_id)
+
+        def settled(change: Change) -> Fault | int | None:
+            after = change.after
+            if not isinstance(after, Volume):
+                return change.revision
+            return after.progress.last_fault if after.wanted == "present" else None
+
+        with self._repo.feed.signals.listen((key,), settled) as listening:
+            try:
+                if volume.wanted == "present":
+                    await self._repo.commit(Write().put(key, intent, revision=read.record.modified))
+            except StateConflict:
+                return await self.delete(namespace, volume_id, secrets=secrets)
+            result = await listening.result(timeout_s=self._settings.request_s)
+        if result is None:
+            raise self._checks.too_late(key, "is not deleted yet")
+        if isinstance(result, Fault):
+            raise Rejected(explain(step, result), code="driver_refused", volume=volume_id)
+        return cast(int, result)
+
+    def _check_can_delete(self, read: VolumeRead) -> None:
+        volume = read.record.value
+        same_disk = self._repo.view.claims.of_disk(volume.plugin_id, volume.external_id)
+        if read.claims or same_disk:
+            raise self._checks.in_use(read)
+        plugin = self._repo.view.find_plugin(volume.plugin_id)
+        if plugin is None:
+            raise NotFound(f"plugin not found: {volume.plugin_id}", code="plugin_missing", volume=volume.id)
+        if find_controller_info(plugin.value) is None:
+            text = f'plugin "{volume.plugin_id}" for volume "{volume.id}" not found'
+            raise NotFound(text, code="plugin_missing", volume=volume.id)
+
+    async def detach(self, namespace: str, volume_id: str, node_id: str) -> int:
+        """Free what is left of the volume on a node: claims of ended allocations are released and waited for.
+
+        Raises NotFound (``no such volume``), Conflict (a live allocation there uses it), DeadlineExceeded.
+        """
+        read = self._reads.find_volume(namespace, volume_id)
+        if read is None:
+            raise NotFound("no such volume", code="volume_missing", volume=volume_id)
+        ended = {r.value.id for r in read.allocations if is_terminal(r.value)}
+        there = [c for c in read.claims if c.node_id == node_id]
+        if any(c.allocation_id not in ended for c in there):
+            raise self._checks.in_use(read)
+        names = [keys.claim_key(c.id) for c in there]
+
+        def gone(change: Change) -> bool | None:
+            left = self._repo.view.claims.of_volume(*read.record.value.key)
+            return True if not any(r.value.node_id == node_id for r in left) else None
+
+        if names:
+            with self._repo.feed.signals.listen(names, gone) as listening:
+                if await listening.result(timeout_s=self._settings.request_s) is None:
+                    raise self._checks.too_late(names[0], "is not detached yet")
+        return self._reads.volumes_index

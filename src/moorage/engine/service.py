@@ -1,0 +1,44 @@
+"""The engine as the API sees it: reads, use cases, and the loops under them."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.abc import TaskStatus
+
+from moorage.engine.allocations import Allocations
+from moorage.engine.checks import Checks
+from moorage.engine.listings import Listings
+from moorage.engine.nodes import Nodes
+from moorage.engine.operations import Operations
+from moorage.engine.ports import Chance, Clock, EngineSettings
+from moorage.engine.reads import Reads
+from moorage.engine.reconciler import Reconciler
+from moorage.engine.removals import Removals
+from moorage.engine.volumes import Registrations
+from moorage.state.repo import Repo
+
+
+class Service:
+    """One engine over one repo. ``run`` must be running for anything but reads."""
+
+    def __init__(self, repo: Repo, clock: Clock, chance: Chance, settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self.clock = clock
+        self.chance = chance
+        self._repo = repo
+        self.reads = Reads(repo)
+        self.reconciler = Reconciler(repo, clock, chance, self.settings)
+        self.operations = Operations(repo, self.reconciler, clock, chance, self.settings)
+        checks = Checks(repo, self.reads, self.operations, self.settings)
+        self.registrations = Registrations(repo, self.reads, checks, clock, self.settings)
+        self.removals = Removals(repo, self.reads, checks, self.settings)
+        self.listings = Listings(self.reads, self.operations)
+        self.allocations = Allocations(repo, self.reads, clock, chance)
+        self.nodes = Nodes(repo, self.reads, self.reconciler, clock, self.settings)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follow the store and reconcile, until cancelled; ``started`` once all records are loaded and looked at."""
+        async with anyio.create_task_group() as group:
+            await group.start(self._repo.feed.run)
+            await group.start(self.reconciler.run)
+            task_status.started()

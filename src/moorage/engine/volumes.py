@@ -1,0 +1,264 @@
+"""Use cases for volumes: register, create, update, expand (``removals`` has the rest).
+
+Each is a guarded write of intent, then a wait for what the reconciler makes of it. All volumes of a request are
+checked before anything is written or any driver is called for one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import anyio
+import msgspec
+
+from moorage.engine.checks import Checks, Written, is_given_up
+from moorage.engine.ports import Clock, EngineSettings
+from moorage.engine.reads import Reads
+from moorage.errors import Conflict, MoorageError, Rejected, StateConflict, Unavailable
+from moorage.model.steps import ControllerStep
+from moorage.model.volume import Fault, Progress, Volume
+from moorage.rules.explanations import check_step, explain
+from moorage.rules.plugins import find_controller_info
+from moorage.rules.registration import is_growth_asked, join_errors, plan_growth, prepare_new
+from moorage.rules.volumes import Remove, Rest, next_step
+from moorage.state import keys
+from moorage.state.feed import Change
+from moorage.state.repo import Repo, Write
+from moorage.state.view import Record
+
+replace = msgspec.structs.replace
+TRIES_MAX = 8
+_GONE = Fault(method="", status="", message="the volume was removed", final=True)
+
+
+class Registrations:
+    """Register, create, update, expand."""
+
+    def __init__(self, repo: Repo, reads: Reads, checks: Checks, clock: Clock, settings: EngineSettings) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._checks = checks
+        self._clock = clock
+        self._settings = settings
+
+    # -- register ----------------------------------------------------------------------------------------------------
+
+    async def register(self, volumes: Sequence[Volume]) -> Written:
+        """Register volumes that exist at their drivers, or update registered ones; all or none.
+
+        Raises Rejected and its kinds with the recorded texts, Unavailable.
+        """
+        for _ in range(TRIES_MAX):
+            try:
+                return await self._try_register(volumes)
+            except StateConflict:
+                continue
+        raise Unavailable("the volumes keep changing while they are registered; try again")
+
+    async def _try_register(self, volumes: Sequence[Volume]) -> Written:
+        self._checks.check_request(volumes)
+        write = Write()
+        stored: list[tuple[Volume, Record[Volume] | None]] = []
+        for sent in volumes:
+            self._checks.find_working_plugin(sent)
+            old = self._checks.find_stored(sent)
+            if old is not None:
+                merged = self._checks.merge(old, sent, prefix="unable to update volume: ")
+                stored.append((merged, old))
+            else:
+                stored.append((self._prepare_registered(sent), None))
+        for sent, (_, old) in zip(volumes, stored, strict=True):
+            if old is not None:
+                self._plan_growth(old.value, sent, prefix="unable to update volume: ")
+        await self._checks.validate_all([volume for volume, _ in stored])
+        self._checks.check_namespaces(volumes)
+        for index, (sent, (volume, old)) in enumerate(zip(volumes, stored, strict=True)):
+            if old is not None:
+                grown = await self._grow(old, sent, prefix="unable to update volume: ")
+                stored[index] = (_with_growth(volume, grown.value, sent), grown)
+        for volume, old in stored:
+            key = keys.volume_key(volume.namespace, volume.id)
+            # The version before: a record that is new has none, one that is to be removed may be written over.
+            write.put(key, volume, revision=old.modified if old else self._checks.revision_of(key))
+        warnings = self._warn_doubles([volume for volume, old in stored if old is None])
+        revision = await self._repo.commit(write)
+        return self._checks.answer([volume for volume, _ in stored], revision, warnings)
+
+    def _prepare_registered(self, sent: Volume) -> Volume:
+        volume = prepare_new(self._with_provider(sent), now_ns=self._clock.now_ns())
+        return replace(volume, state="ready", wanted="present", external_id=volume.external_id or volume.id)
+
+    def _with_provider(self, volume: Volume) -> Volume:
+        health = self._checks.health(volume.plugin_id)
+        return replace(
+            volume,
+            provider=health.provider,
+            provider_version=health.provider_version,
+            controller_required=health.is_controller_required,
+        )
+
+    def _warn_doubles(self, volumes: Sequence[Volume]) -> str:
+        view = self._repo.view
+        texts = []
+        for volume in volumes:
+            others = [r.value.id for r in view.volumes.of_disk(volume.plugin_id, volume.external_id)]
+            if others:
+                names = ", ".join(f'"{o}"' for o in sorted(others))
+                texts.append(
+                    f'external ID "{volume.external_id}" of volume "{volume.id}" is registered already as {names}: '
+                    "claims on all records of that disk are admitted together"
+                )
+        return "\n".join(texts)
+
+    # -- create ------------------------------------------------------------------------------------------------------
+
+    async def create(self, volumes: Sequence[Volume]) -> Written:
+        """Create volumes at their drivers; one that is registered already is updated.
+
+        All are checked first. Raises Rejected with the failures of all, in the recorded form; what was created stays.
+        """
+        self._checks.check_request(volumes)
+        for volume in volumes:
+            self._checks.check_can_create(volume, self._checks.find_working_plugin(volume))
+        self._checks.check_namespaces(volumes)
+        self._check_doubles(volumes)
+        results: list[Volume | None] = [None] * len(volumes)
+        failures: list[str] = []
+
+        async def make(index: int, volume: Volume) -> None:
+            try:
+                results[index] = await self._create_one(volume)
+            except MoorageError as error:
+                failures.append(error.message)
+
+        async with anyio.create_task_group() as group:
+            for index, volume in enumerate(volumes):
+                group.start_soon(make, index, volume)
+        if failures:
+            raise Rejected(join_errors(sorted(failures)), code="create_failed")
+        return self._checks.answer([v for v in results if v is not None], self._reads.volumes_index, "")
+
+    def _check_doubles(self, volumes: Sequence[Volume]) -> None:
+        seen: set[tuple[str, str]] = set()
+        for volume in volumes:
+            if volume.key in seen:
+                raise Conflict(join_errors([f"volume identity cannot be updated: {volume.id}"]), code="double")
+            seen.add(volume.key)
+
+    async def _create_one(self, sent: Volume) -> Volume:
+        for _ in range(TRIES_MAX):
+            try:
+                old = self._checks.find_stored(sent)
+                return await (self._make_new(sent) if old is None else self._update_created(old, sent))
+            except StateConflict:
+                continue
+        raise Unavailable(f'volume "{sent.id}" keeps changing while it is created; try again')
+
+    async def _make_new(self, sent: Volume) -> Volume:
+        volume = prepare_new(self._with_provider(sent), now_ns=self._clock.now_ns())
+        volume = replace(volume, state="absent", wanted="present", external_id="", topologies=())
+        refused = check_step(_step_of(volume))
+        if refused is not None:
+            raise Rejected(explain(_step_of(volume), refused), code="driver_refused", volume=volume.id)
+        key = keys.volume_key(volume.namespace, volume.id)
+        under_way = self._repo.view.volumes.find(key)
+        if under_way is not None and not is_given_up(under_way.value):
+            return await self._join_creation(key, under_way.value, volume)
+        return await self._wait_ready(key, volume, revision=under_way.modified if under_way else 0)
+
+    async def _join_creation(self, key: str, under_way: Volume, volume: Volume) -> Volume:
+        """The same volume is being created by an earlier request: wait with it, if it asks for the same."""
+        if under_way.wanted == "absent" or next_step(under_way) != next_step(volume):
+            raise Conflict(f'volume "{volume.id}" is being created or deleted by another request', code="busy")
+        return await self._wait_ready(key, volume, revision=None)
+
+    async def _wait_ready(self, key: str, volume: Volume, *, revision: int | None) -> Volume:
+        def settled(change: Change) -> Volume | Fault | None:
+            after = change.after
+            if not isinstance(after, Volume):
+                return Fault(method="", status="", message="the volume was removed", final=True)
+            if after.wanted == "absent" and after.progress.last_fault is not None:
+                return after.progress.last_fault
+            return after if after.state == "ready" else None
+
+        with self._repo.feed.signals.listen((key,), settled) as listening:
+            if revision is not None:
+                await self._repo.commit(Write().put(key, volume, revision=revision))
+            result = await listening.result(timeout_s=self._settings.request_s)
+        if result is None:
+            raise self._checks.too_late(key, "is not created yet")
+        if isinstance(result, Fault):
+            raise Rejected(explain(_step_of(volume), result), code="driver_refused", volume=volume.id)
+        return cast(Volume, result)
+
+    async def _update_created(self, old: Record[Volume], sent: Volume) -> Volume:
+        merged = self._checks.merge(old, sent, prefix="")
+        self._plan_growth(old.value, sent, prefix="")
+        grown = await self._grow(old, sent, prefix="")
+        volume = _with_growth(merged, grown.value, sent)
+        key = keys.volume_key(volume.namespace, volume.id)
+        await self._repo.commit(Write().put(key, volume, revision=grown.modified))
+        return volume
+
+    # -- growth ------------------------------------------------------------------------------------------------------
+
+    def _plan_growth(self, old: Volume, sent: Volume, *, prefix: str) -> tuple[int, int] | None:
+        plugin = self._repo.view.find_plugin(old.plugin_id)
+        info = find_controller_info(plugin.value if plugin else None)
+        try:
+            return plan_growth(old, sent, supports_expand=info is not None and info.supports_expand)
+        except Rejected as error:
+            raise Rejected(prefix + error.message, code=error.code, volume=old.id) from error
+
+    async def _grow(self, old: Record[Volume], sent: Volume, *, prefix: str) -> Record[Volume]:
+        """Have the driver expand the volume if the new bounds ask for it; returns the record after it."""
+        bounds = self._plan_growth(old.value, sent, prefix=prefix)
+        if bounds is None:
+            return old
+        key = keys.volume_key(old.value.namespace, old.value.id)
+        intent = replace(old.value, expand_min_bytes=bounds[0], expand_max_bytes=bounds[1], progress=Progress())
+
+        def settled(change: Change) -> Volume | None:
+            after = change.after
+            if isinstance(after, Volume):
+                return after if not (after.expand_min_bytes or after.expand_max_bytes) else None
+            return replace(old.value, progress=Progress(last_fault=_GONE))
+
+        with self._repo.feed.signals.listen((key,), settled) as listening:
+            await self._repo.commit(Write().put(key, intent, revision=old.modified))
+            after = await listening.result(timeout_s=self._settings.request_s)
+        if after is None:
+            raise self._checks.too_late(key, "is not expanded yet")
+        fault = after.progress.last_fault
+        if fault is not None:
+            text = explain(_step_of(intent), fault)
+            raise Rejected(f"{prefix}unable to expand volume: {text}", code="driver_refused", volume=after.id)
+        found = self._repo.view.volumes.find(key)
+        if found is None:
+            raise StateConflict("the volume was removed", key=key)
+        return found
+
+
+def _with_growth(merged: Volume, grown: Volume, sent: Volume) -> Volume:
+    """The merged record with the size that growth made of it, and with the bounds that were asked for."""
+    bounds = (
+        (sent.requested_min_bytes, sent.requested_max_bytes)
+        if is_growth_asked(grown, sent)
+        else (grown.requested_min_bytes, grown.requested_max_bytes)
+    )
+    return replace(
+        merged,
+        capacity_bytes=grown.capacity_bytes,
+        node_expansion_bytes=grown.node_expansion_bytes,
+        requested_min_bytes=bounds[0],
+        requested_max_bytes=bounds[1],
+        progress=grown.progress,
+    )
+
+
+def _step_of(volume: Volume) -> ControllerStep:
+    """The call that the record asks for next; there is one, since the caller has just written that intent."""
+    decision = next_step(volume)
+    assert not isinstance(decision, (Rest, Remove))
+    return decision

@@ -1,0 +1,125 @@
+"""What a server hands to an agent and what the agent reports back; sent as JSON in these very structs.
+
+Pages (all under ``/v1/node/:id``): ``PUT register`` and ``PUT plugins`` (the node and its driver instances),
+``GET steps`` and ``GET claims`` (standing queries with ``index`` and ``wait``), ``PUT reports`` (outcomes).
+A report carries the revision of the record it acted on: one for an older revision is ignored. Never: I/O, clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from moorage.model.claim import Claim
+from moorage.model.ids import ClaimId, PluginId, Revision
+from moorage.model.node import Node
+from moorage.model.plugin import Instance
+from moorage.model.steps import ControllerStep, Outcome
+from moorage.model.volume import Fault, MountOptions, Secrets
+
+
+class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of ``PUT register``."""
+
+    node: Node
+
+
+class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to ``PUT register``: how long the node may stay silent, in seconds."""
+
+    lease_s: float
+
+
+class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of ``PUT plugins``: every driver instance of the node by plugin ID; one that is missing is gone."""
+
+    instances: dict[PluginId, Instance]
+
+
+class StepAssignment(msgspec.Struct, frozen=True, kw_only=True):
+    """A controller call for this node to make.
+
+    ``key`` names the record it comes from (a report repeats it), ``revision`` that record's modify revision.
+    Assignments with the same ``serial_key`` run one at a time, in order. ``timeout_s``: the call's own deadline.
+    The same (key, revision) may be handed out again: an agent that is at it does not start it twice.
+    """
+
+    key: str
+    revision: Revision
+    plugin_id: PluginId
+    serial_key: str
+    step: ControllerStep
+    timeout_s: float
+
+
+class StepAssignments(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to ``GET steps``: all calls that are due for this node now; ``index`` goes into the next query."""
+
+    index: int
+    steps: tuple[StepAssignment, ...]
+
+
+class ClaimAssignment(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim on this node with all that mounting it takes.
+
+    The agent acts on ``claim.wanted`` and ``claim.state``: held and attached → mount; held and mounted → see that it
+    is; released and attached or mounted → unmount. Others are shown for the count of uses and need no action.
+    ``grow_to_bytes`` > 0: the filesystem must have grown to that size (NodeExpandVolume) once published.
+    """
+
+    claim: Claim
+    revision: Revision
+    context: dict[str, str] = {}
+    mount_options: MountOptions | None = None
+    secrets: Secrets = Secrets()
+    grow_to_bytes: int = 0
+    timeout_s: float = 120.0
+
+
+class ClaimAssignments(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to ``GET claims``: every claim of this node; ``index`` goes into the next query."""
+
+    index: int
+    claims: tuple[ClaimAssignment, ...]
+
+
+class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """What came of a StepAssignment."""
+
+    key: str
+    revision: Revision
+    outcome: Outcome
+
+
+class MountedReport(msgspec.Struct, frozen=True, kw_only=True, tag="mounted"):
+    """The claim is published; the fields are those of ``claim.Mounted``. Also sent when the filesystem has grown."""
+
+    claim_id: ClaimId
+    revision: Revision
+    path: str
+    publish_path: str
+    staging_path: str = ""
+    grown_bytes: int = 0
+
+
+class UnmountedReport(msgspec.Struct, frozen=True, kw_only=True, tag="unmounted"):
+    """Nothing of the claim is left on the node."""
+
+    claim_id: ClaimId
+    revision: Revision
+
+
+class MountFailedReport(msgspec.Struct, frozen=True, kw_only=True, tag="mount_failed"):
+    """A node step failed; ``fault.final`` means that repeating the same call cannot help."""
+
+    claim_id: ClaimId
+    revision: Revision
+    fault: Fault
+
+
+Report = StepReport | MountedReport | UnmountedReport | MountFailedReport
+
+
+class Reports(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of ``PUT reports``."""
+
+    reports: tuple[Report, ...]

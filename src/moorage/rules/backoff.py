@@ -1,0 +1,25 @@
+"""When to try again. Pure: the jitter is an argument."""
+
+from __future__ import annotations
+
+from moorage.model.volume import Fault, Progress
+
+FIRST_S = 0.5
+CAP_S = 60.0
+_NS = 1_000_000_000
+
+
+def delay_s(attempts: int, jitter: float) -> float:
+    """Seconds to wait after ``attempts`` failed tries: doubling from FIRST_S to CAP_S, spread over half of itself.
+
+    ``jitter`` is in [0, 1). The result is never below half the full delay and never above CAP_S.
+    """
+    full = min(CAP_S, FIRST_S * 2.0 ** min(attempts - 1, 16))
+    return full * (0.5 + 0.5 * jitter)
+
+
+def after_fault(progress: Progress, fault: Fault, *, now_ns: int, jitter: float) -> Progress:
+    """The progress after one more failed try: the fault kept, the next try set (none for a final fault)."""
+    attempts = progress.attempts + 1
+    next_try = 0 if fault.final else now_ns + int(delay_s(attempts, jitter) * _NS)
+    return Progress(attempts=attempts, last_fault=fault, next_try_at_ns=next_try, since_ns=progress.since_ns or now_ns)

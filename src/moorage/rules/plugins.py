@@ -1,0 +1,126 @@
+"""Plugins: fold node reports into records, count health, choose who makes a controller call. Pure.
+
+Counts are computed from instances each time, never kept, so that they cannot drift.
+Source: contract csi-engine §A.4, §I.7, §I.19.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.plugin import ControllerInfo, Instance, Plugin
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Instances of a plugin by role: how many should be there, how many are healthy."""
+
+    controllers_healthy: int = 0
+    controllers_expected: int = 0
+    nodes_healthy: int = 0
+    nodes_expected: int = 0
+    is_controller_required: bool = False
+    provider: str = ""
+    provider_version: str = ""
+
+    @property
+    def is_schedulable(self) -> bool:
+        """A claim could be served: a healthy node instance and, where it must be used, a healthy controller."""
+        return self.nodes_healthy > 0 and (self.controllers_healthy > 0 or not self.is_controller_required)
+
+
+NO_HEALTH = Health()
+
+
+def measure_health(plugin: Plugin | None) -> Health:
+    """Count a plugin's instances; all zero when there is no such plugin."""
+    if plugin is None:
+        return NO_HEALTH
+    instances = plugin.instances.values()
+    controllers = [i for i in instances if i.controller is not None]
+    nodes = [i for i in instances if i.node is not None]
+    newest = max(instances, key=lambda i: i.updated_at_ns, default=None)
+    return Health(
+        controllers_healthy=sum(i.healthy for i in controllers),
+        controllers_expected=len(controllers),
+        nodes_healthy=sum(i.healthy for i in nodes),
+        nodes_expected=len(nodes),
+        is_controller_required=is_controller_required(plugin),
+        provider=newest.provider if newest else "",
+        provider_version=newest.provider_version if newest else "",
+    )
+
+
+def is_controller_required(plugin: Plugin) -> bool:
+    """Whether the driver has a controller service that must be used: any instance of it may say so."""
+    return any(i.requires_controller for i in plugin.instances.values())
+
+
+def find_controller_info(plugin: Plugin | None) -> ControllerInfo | None:
+    """What the plugin's controller can do, from a healthy instance first; None while no instance ever told.
+
+    Capabilities are sticky: a sick instance keeps its last known ones (contract csi-engine F2).
+    """
+    if plugin is None:
+        return None
+    told = [i for i in plugin.instances.values() if i.controller is not None]
+    told.sort(key=lambda i: (not i.healthy, i.node_id))
+    return told[0].controller if told else None
+
+
+def choose_controller(plugin: Plugin | None) -> NodeId | None:
+    """The node whose instance makes the plugin's controller calls: the first healthy one by node ID, so that it is
+    the same one every time; None when there is none."""
+    if plugin is None:
+        return None
+    healthy = sorted(i.node_id for i in plugin.instances.values() if i.controller is not None and i.healthy)
+    return healthy[0] if healthy else None
+
+
+def fold_report(
+    plugins: Mapping[PluginId, Plugin], node_id: NodeId, report: Mapping[PluginId, Instance], *, now_ns: int
+) -> dict[PluginId, Plugin | None]:
+    """Put a node's report into the plugins' records.
+
+    Returns only what changes: the new record, or None where the last instance left and the plugin goes.
+    An instance that is reported sick keeps the capabilities known before; one that was never seen healthy does not
+    make a plugin by itself, but is kept so that an operator sees why it is sick.
+    """
+    changed: dict[PluginId, Plugin | None] = {}
+    for plugin_id, instance in report.items():
+        old = plugins.get(plugin_id)
+        known = old.instances.get(node_id) if old else None
+        instance = _keep_known(instance, known)
+        if old and known and _is_same(known, instance):
+            continue
+        base = old or Plugin(id=plugin_id, created_at_ns=now_ns)
+        changed[plugin_id] = msgspec.structs.replace(
+            base,
+            instances={**base.instances, node_id: msgspec.structs.replace(instance, updated_at_ns=now_ns)},
+            modified_at_ns=now_ns,
+        )
+    for plugin_id, old in plugins.items():
+        if node_id in old.instances and plugin_id not in report:
+            rest = {k: v for k, v in old.instances.items() if k != node_id}
+            changed[plugin_id] = msgspec.structs.replace(old, instances=rest, modified_at_ns=now_ns) if rest else None
+    return changed
+
+
+def _keep_known(instance: Instance, known: Instance | None) -> Instance:
+    if known is None or instance.healthy:
+        return instance
+    return msgspec.structs.replace(
+        instance,
+        controller=instance.controller or known.controller,
+        node=instance.node or known.node,
+        provider=instance.provider or known.provider,
+        provider_version=instance.provider_version or known.provider_version,
+        requires_controller=instance.requires_controller or known.requires_controller,
+        requires_topologies=instance.requires_topologies or known.requires_topologies,
+    )
+
+
+def _is_same(known: Instance, instance: Instance) -> bool:
+    return msgspec.structs.replace(instance, updated_at_ns=known.updated_at_ns) == known

@@ -1,0 +1,36 @@
+"""The composition root: picks the store, builds engine, API, agent and drivers, and runs them in one task group.
+
+The only room that knows all others. ``cli`` calls the functions here; each imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_dev_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of ``moorage dev``."""
+    from moorage.serve.dev import add_arguments
+
+    add_arguments(parser)
+
+
+def run_dev(args: argparse.Namespace) -> int:
+    """Run ``moorage dev`` until it is told to stop; returns the exit code."""
+    from moorage.serve.dev import run
+
+    return run(args)
+
+
+def add_driver_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of ``moorage driver local``."""
+    from moorage.csi.local.program import add_arguments
+
+    add_arguments(parser)
+
+
+def run_driver(args: argparse.Namespace) -> int:
+    """Run the embedded driver until it is told to stop; returns the exit code."""
+    from moorage.csi.local.program import run
+
+    return run(args)

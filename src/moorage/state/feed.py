@@ -1,0 +1,207 @@
+"""Watch fan-out: keeps the View at the store's newest revision and wakes whoever waits for a key or a table.
+
+``wait`` is the one primitive under blocking queries, handlers that wait for a result, and agents' standing queries.
+A waiter's test runs in the same loop turn as the change it looks at, so a record that comes and goes is not missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import anyio
+import msgspec
+import structlog
+from anyio.abc import TaskStatus
+
+from moorage.errors import Compacted
+from moorage.model.ids import Revision
+from moorage.state import codec, keys
+from moorage.state.store import Event, EventBatch, Store
+from moorage.state.view import Record, View
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One record changed: before and after, None where it did not or does not exist."""
+
+    key: str
+    revision: Revision
+    before: object | None
+    after: object | None
+
+
+Listener = Callable[[Change], None]
+
+
+class _Waiter(Generic[T]):
+    __slots__ = ("event", "result", "test")
+
+    def __init__(self, test: Callable[[Change], T | None]) -> None:
+        self.test = test
+        self.event = anyio.Event()
+        self.result: T | None = None
+
+
+class Listening(Generic[T]):
+    """An open ear: ``result`` waits for what the test makes of a change."""
+
+    def __init__(self, waiter: _Waiter[T]) -> None:
+        self._waiter = waiter
+
+    async def result(self, *, timeout_s: float) -> T | None:
+        """The test's first answer, or None at the timeout (seconds)."""
+        with anyio.move_on_after(timeout_s):
+            await self._waiter.event.wait()
+        return self._waiter.result
+
+
+class Signals:
+    """Waiters by topic; a topic is a record's key, a table's prefix, or any text that two sides agree on."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[str, set[_Waiter[Any]]] = {}
+
+    def notify(self, topic: str, change: Change) -> None:
+        """Show a change to the waiters of a topic; those whose test answers are woken."""
+        for waiter in self._waiters.get(topic, ()):
+            if waiter.result is None:
+                waiter.result = waiter.test(change)
+                if waiter.result is not None:
+                    waiter.event.set()
+
+    @contextmanager
+    def listen(self, topics: Iterable[str], test: Callable[[Change], T | None]) -> Iterator[Listening[T]]:
+        """Listen to the topics from now on: whatever happens inside the block is not missed."""
+        waiter: _Waiter[T] = _Waiter(test)
+        names = tuple(topics)
+        for name in names:
+            self._waiters.setdefault(name, set()).add(waiter)
+        try:
+            yield Listening(waiter)
+        finally:
+            for name in names:
+                self._leave(name, waiter)
+
+    async def wait(self, topics: Iterable[str], test: Callable[[Change], T | None], *, timeout_s: float) -> T | None:
+        """The first thing other than None that ``test`` makes of a change on one of the topics; None at the timeout.
+
+        Units: ``timeout_s`` in seconds. The caller looks at the present state first, without an await in between.
+        """
+        with self.listen(topics, test) as listening:
+            return await listening.result(timeout_s=timeout_s)
+
+    def _leave(self, name: str, waiter: _Waiter[T]) -> None:
+        found = self._waiters[name]
+        found.discard(waiter)
+        if not found:
+            del self._waiters[name]
+
+    def count(self) -> int:
+        """How many waiters there are (one that waits on two topics counts twice)."""
+        return sum(len(w) for w in self._waiters.values())
+
+
+class Feed:
+    """Follows a store into a View."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.view = View()
+        self.signals = Signals()
+        self._listeners: list[Listener] = []
+        self._reached: dict[Revision, list[anyio.Event]] = {}
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call ``listener`` on every change, in order, in the loop turn that applies it. It must not block."""
+        self._listeners.append(listener)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Load, then follow until cancelled; ``started`` once everything is loaded."""
+        is_started = False
+        while True:
+            before = await self._store.revision()
+            async with self._store.watch("", before) as batches:
+                await self._load()
+                if not is_started:
+                    task_status.started()
+                    is_started = True
+                try:
+                    async for batch in batches:
+                        self._apply(batch)
+                except Compacted:
+                    log.warning("feed.reload", reason="fell behind the store's history", revision=self.view.revision)
+
+    async def _load(self) -> None:
+        """Subscribe first, list second: what overlaps is dropped by its revision."""
+        seen: set[str] = set()
+        newest = self.view.revision
+        for prefix, table in self.view.tables_by_prefix.items():
+            listing = await self._store.list(prefix)
+            newest = max(newest, listing.revision)
+            for entry in listing.entries:
+                seen.add(entry.key)
+                known = table.find(entry.key)
+                if known is not None and known.modified >= entry.modify_revision:
+                    continue
+                value = codec.decode_key(entry.key, entry.value)
+                self._set(entry.key, Record(value, entry.create_revision, entry.modify_revision))
+            for key in [k for k in table.keys() if k not in seen]:  # noqa: SIM118 - a Table is not a mapping
+                self._drop(key, listing.revision)
+            table.index = max(table.index, listing.revision)
+        self._advance(newest)
+
+    def _apply(self, batch: EventBatch) -> None:
+        for event in batch.events:
+            self._apply_event(event)
+        self._advance(batch.revision)
+
+    def _apply_event(self, event: Event) -> None:
+        table = self.view.tables_by_prefix.get(keys.table_of(event.key))
+        if table is None:
+            return
+        known = table.find(event.key)
+        if known is not None and known.modified >= event.revision:
+            return
+        table.index = max(table.index, event.revision)
+        if event.entry is None:
+            self._drop(event.key, event.revision)
+        else:
+            value = codec.decode_key(event.key, event.entry.value)
+            self._set(event.key, Record(value, event.entry.create_revision, event.entry.modify_revision))
+
+    def _set(self, key: str, record: Record[object]) -> None:
+        table = self.view.tables_by_prefix[keys.table_of(key)]
+        old = table.find(key)
+        table.put(key, record)
+        self._tell(Change(key, record.modified, old.value if old else None, record.value))
+
+    def _drop(self, key: str, revision: Revision) -> None:
+        table = self.view.tables_by_prefix[keys.table_of(key)]
+        old = table.find(key)
+        if old is not None:
+            table.drop(key)
+            self._tell(Change(key, revision, old.value, None))
+
+    def _tell(self, change: Change) -> None:
+        for listener in self._listeners:
+            listener(change)
+        self.signals.notify(change.key, change)
+        self.signals.notify(keys.table_of(change.key), change)
+
+    def _advance(self, revision: Revision) -> None:
+        self.view.revision = max(self.view.revision, revision)
+        for reached in [r for r in self._reached if r <= self.view.revision]:
+            for event in self._reached.pop(reached):
+                event.set()
+
+    async def reach(self, revision: Revision) -> None:
+        """Return when the View is at ``revision`` or newer."""
+        if self.view.revision >= revision:
+            return
+        event = anyio.Event()
+        self._reached.setdefault(revision, []).append(event)
+        await event.wait()

@@ -1,0 +1,58 @@
+"""The key layout. A key is a table's name and an id, parted by ``/``.
+
+``volumes/<namespace>/<id>``, ``claims/<allocation>/<name>``, ``allocations/<id>``, ``plugins/<id>``, ``nodes/<id>``,
+``operations/<id>``, ``namespaces/<name>``. Volume IDs and namespaces hold no ``/``; other ids may.
+"""
+
+from __future__ import annotations
+
+from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, OperationId, PluginId, VolumeId
+
+VOLUMES = "volumes/"
+CLAIMS = "claims/"
+ALLOCATIONS = "allocations/"
+PLUGINS = "plugins/"
+NODES = "nodes/"
+OPERATIONS = "operations/"
+NAMESPACES = "namespaces/"
+TABLES = (VOLUMES, CLAIMS, ALLOCATIONS, PLUGINS, NODES, OPERATIONS, NAMESPACES)
+
+
+def volume_key(namespace: NamespaceName, volume_id: VolumeId) -> str:
+    """The key of a volume's record."""
+    return f"{VOLUMES}{namespace}/{volume_id}"
+
+
+def claim_key(claim_id: ClaimId) -> str:
+    """The key of a claim's record."""
+    return f"{CLAIMS}{claim_id}"
+
+
+def allocation_key(allocation_id: AllocationId) -> str:
+    """The key of an allocation's record."""
+    return f"{ALLOCATIONS}{allocation_id}"
+
+
+def plugin_key(plugin_id: PluginId) -> str:
+    """The key of a plugin's record."""
+    return f"{PLUGINS}{plugin_id}"
+
+
+def node_key(node_id: NodeId) -> str:
+    """The key of a node's record."""
+    return f"{NODES}{node_id}"
+
+
+def operation_key(operation_id: OperationId) -> str:
+    """The key of an operation's record."""
+    return f"{OPERATIONS}{operation_id}"
+
+
+def namespace_key(name: NamespaceName) -> str:
+    """The key of a namespace's record."""
+    return f"{NAMESPACES}{name}"
+
+
+def table_of(key: str) -> str:
+    """The table a key belongs to: its part up to and with the first ``/``."""
+    return key[: key.index("/") + 1]

@@ -1,0 +1,69 @@
+"""Guarded writes: a set of record changes, each with the revision it was decided on, as one transaction."""
+
+from __future__ import annotations
+
+import msgspec
+
+from moorage.errors import StateConflict
+from moorage.model.ids import Revision
+from moorage.state import codec
+from moorage.state.feed import Feed
+from moorage.state.store import Compare, Delete, Op, Put, Store
+from moorage.state.view import View
+
+
+class Write:
+    """Changes to commit together. ``revision`` is the record's modify revision that the decision saw; 0: absent.
+
+    ``records`` are those put so far, by key.
+    """
+
+    def __init__(self) -> None:
+        self.compares: dict[str, Compare] = {}
+        self.ops: dict[str, Op] = {}
+        self.records: dict[str, msgspec.Struct] = {}
+
+    def put(self, key: str, record: msgspec.Struct, *, revision: int) -> Write:
+        """Set the record, if it is still at ``revision``."""
+        self.expect(key, revision)
+        self.ops[key] = Put(key, codec.encode(record))
+        self.records[key] = record
+        return self
+
+    def delete(self, key: str, *, revision: int) -> Write:
+        """Remove the record, if it is still at ``revision``."""
+        self.expect(key, revision)
+        self.ops[key] = Delete(key)
+        return self
+
+    def expect(self, key: str, revision: int) -> Write:
+        """Demand that the record is still at ``revision``, without changing it."""
+        self.compares[key] = Compare(key, Revision(revision))
+        return self
+
+
+class Repo:
+    """The store with its view: reads look at ``view``, writes go through ``commit``."""
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        self._store = store
+        self.feed = feed
+
+    @property
+    def view(self) -> View:
+        """The records in memory."""
+        return self.feed.view
+
+    async def commit(self, write: Write) -> Revision:
+        """Make the changes durable and visible in the view, all or none; returns their revision.
+
+        Raises StateConflict when a record is not where the decision saw it: read again and decide again.
+        Raises StoreUnavailable.
+        """
+        result = await self._store.transact(tuple(write.compares.values()), tuple(write.ops.values()))
+        if not result.succeeded:
+            # What made the compare fail may not have reached the view yet; deciding again before it has would loop.
+            await self.feed.reach(result.revision)
+            raise StateConflict("a record changed since it was read", key=next(iter(write.compares), ""))
+        await self.feed.reach(result.revision)
+        return result.revision

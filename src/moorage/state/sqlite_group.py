@@ -1,0 +1,256 @@
+"""One group of transactions in SQLite: checked against each other in order, written in a single commit.
+
+A ``GroupCommit`` belongs to the writer thread. It first runs every transaction of the group on an overlay over the
+``current`` table, so that a failed compare fails only its own, then writes the overlay and the log, and commits. If
+the disk fails, all of the group fails and nothing of it is kept.
+Never: the event loop, clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from moorage.model.ids import Revision
+from moorage.state.sqlite_format import LOG_STRIDE, read_counters
+from moorage.state.store import Compare, Delete, Entry, Event, EventBatch, Op, TxnResult
+
+# Rows of old history that one commit removes at least; it removes twice what it writes when that is more.
+PURGE_ROWS_MIN = 256
+
+_SELECT = "SELECT value, create_revision, modify_revision, version FROM current WHERE k = ?"
+_UPSERT = (
+    "INSERT INTO current VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (k) DO UPDATE SET "
+    "value = ?2, create_revision = ?3, modify_revision = ?4, version = ?5"
+)
+_DELETE = "DELETE FROM current WHERE k = ?"
+_LOG = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_META = "UPDATE meta SET value = ? WHERE name = ?"
+_PURGE_BOUND = "SELECT id FROM log WHERE id < ? ORDER BY id LIMIT 1 OFFSET ?"
+_PURGE = "DELETE FROM log WHERE id < ?"
+_LOG_SIZES = (
+    "SELECT id / ?1, sum(ifnull(length(value), 0) + ifnull(length(previous_value), 0)) FROM log "
+    "WHERE id >= ?2 GROUP BY id / ?1 ORDER BY 1"
+)
+_LOG_FIRST = "SELECT min(id) FROM log"
+
+
+class Txn(msgspec.Struct, frozen=True, gc=False):
+    """A transaction as it came from a caller, within the limits."""
+
+    compares: tuple[Compare, ...]
+    then: tuple[Op, ...]
+    otherwise: tuple[Op, ...]
+
+
+class GroupResult(msgspec.Struct, frozen=True):
+    """What came of a committed group: a result for each transaction, in order, and the batches in order."""
+
+    results: tuple[TxnResult, ...]
+    batches: tuple[EventBatch, ...]
+
+
+class GroupCommit:
+    """The write side of an open database.
+
+    ``history_revisions`` and ``history_bytes`` bound the log; older changes are forgotten as new ones come.
+    ``commits`` counts the SQLite commits that changed records.
+    """
+
+    def __init__(self, connection: apsw.Connection, *, history_revisions: int, history_bytes: int) -> None:
+        self._db = connection
+        self._history_revisions = history_revisions
+        self._history_bytes = history_bytes
+        self.commits = 0
+        self._is_put_off = False
+        self._is_stale = False
+        self._load()
+
+    @property
+    def revision(self) -> Revision:
+        """The newest durable revision."""
+        return Revision(self._revision)
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether forgotten history still takes room, and freeing it is not put off."""
+        return self._purged < self._compacted and not self._is_put_off and not self._is_stale
+
+    def put_off_backlog(self) -> None:
+        """Leave forgotten history alone until the next commit has worked."""
+        self._is_put_off = True
+
+    def run(self, transactions: Sequence[Txn]) -> GroupResult:
+        """Check, write and commit a group. Raises apsw errors, after everything has been taken back."""
+        overlay: dict[str, Entry | None] = {}
+        batches: list[EventBatch] = []
+        results: list[TxnResult] = []
+        revision = self._revision
+        try:
+            self._begin()
+            for transaction in transactions:
+                succeeded = all(self._find(c.key, overlay) == c.revision for c in transaction.compares)
+                ops = transaction.then if succeeded else transaction.otherwise
+                events = self._apply(ops, overlay, Revision(revision + 1))
+                if events:
+                    revision += 1
+                    batches.append(EventBatch(Revision(revision), events))
+                results.append(TxnResult(succeeded, Revision(revision)))
+            if batches:
+                self._write(overlay, batches)
+                self._advance(batches)
+                self._db.execute("COMMIT")
+                self.commits += 1
+                self._is_put_off = False
+            else:
+                self._db.execute("ROLLBACK")
+        except BaseException:
+            self._take_back()
+            raise
+        return GroupResult(tuple(results), tuple(batches))
+
+    def compact(self, revision: int) -> None:
+        """Forget history up to ``revision``, at most the newest; its room is freed little by little."""
+        try:
+            self._begin()
+            target = min(revision, self._revision)
+            if target > self._compacted:
+                self._forget(target)
+                self._purge(PURGE_ROWS_MIN)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._take_back()
+            raise
+
+    def purge(self) -> None:
+        """Free some of the room that forgotten history takes."""
+        try:
+            self._begin()
+            self._purge(PURGE_ROWS_MIN)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _load(self) -> None:
+        counters = read_counters(self._db)
+        self._revision = counters.revision
+        self._compacted = counters.compacted
+        first = self._db.execute(_LOG_FIRST).get
+        # Everything below is gone from the log.
+        self._purged = self._compacted if first is None else min(self._compacted, first // LOG_STRIDE - 1)
+        # Bytes by revision kept, oldest first.
+        sizes = self._db.execute(_LOG_SIZES, (LOG_STRIDE, (self._compacted + 1) * LOG_STRIDE))
+        self._sizes: deque[tuple[int, int]] = deque((revision, size) for revision, size in sizes)
+        self._kept_bytes = sum(size for _, size in self._sizes)
+
+    def _begin(self) -> None:
+        if self._is_stale:
+            self._load()
+            self._is_stale = False
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def _take_back(self) -> None:
+        # What is in memory may be ahead of the disk, which may be unreadable now: it is read anew before the next use.
+        self._is_stale = True
+        # After some errors SQLite has rolled back by itself.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _find(self, key: str, overlay: dict[str, Entry | None]) -> int:
+        entry = self._entry(key, overlay)
+        return entry.modify_revision if entry is not None else 0
+
+    def _entry(self, key: str, overlay: dict[str, Entry | None]) -> Entry | None:
+        if key in overlay:
+            return overlay[key]
+        row = self._db.execute(_SELECT, (key,)).fetchone()
+        entry = Entry(key, *row) if row is not None else None
+        overlay[key] = entry
+        return entry
+
+    def _apply(self, ops: Sequence[Op], overlay: dict[str, Entry | None], revision: Revision) -> tuple[Event, ...]:
+        events: list[Event] = []
+        for op in ops:
+            previous = self._entry(op.key, overlay)
+            if isinstance(op, Delete):
+                if previous is None:
+                    continue
+                entry = None
+            elif previous is None:
+                entry = Entry(op.key, op.value, revision, revision, 1)
+            else:
+                entry = Entry(op.key, op.value, previous.create_revision, revision, previous.version + 1)
+            overlay[op.key] = entry
+            events.append(Event(op.key, revision, entry, previous))
+        return tuple(events)
+
+    def _write(self, overlay: dict[str, Entry | None], batches: Sequence[EventBatch]) -> None:
+        changed = {event.key for batch in batches for event in batch.events}
+        removed = [(key,) for key in changed if overlay[key] is None]
+        if removed:
+            self._db.executemany(_DELETE, removed)
+        self._db.executemany(_UPSERT, (_entry_row(overlay[key]) for key in changed if overlay[key] is not None))
+        self._db.executemany(_LOG, (_log_row(n, e) for batch in batches for n, e in enumerate(batch.events)))
+
+    def _advance(self, batches: Sequence[EventBatch]) -> None:
+        rows = 0
+        for batch in batches:
+            size = sum(_bytes(event.entry) + _bytes(event.previous) for event in batch.events)
+            self._sizes.append((batch.revision, size))
+            self._kept_bytes += size
+            rows += len(batch.events)
+        self._revision = batches[-1].revision
+        self._db.execute(_META, (self._revision, "revision"))
+        target = self._compacted
+        sizes = self._sizes
+        while sizes and (len(sizes) > self._history_revisions or self._kept_bytes > self._history_bytes):
+            target, size = sizes.popleft()
+            self._kept_bytes -= size
+        if target > self._compacted:
+            self._forget(target)
+        if self._purged < self._compacted:
+            self._purge(max(PURGE_ROWS_MIN, 2 * rows))
+
+    def _forget(self, target: int) -> None:
+        while self._sizes and self._sizes[0][0] <= target:
+            self._kept_bytes -= self._sizes.popleft()[1]
+        self._compacted = target
+        self._db.execute(_META, (target, "compacted"))
+
+    def _purge(self, rows: int) -> None:
+        end = (self._compacted + 1) * LOG_STRIDE
+        bound = self._db.execute(_PURGE_BOUND, (end, rows)).get
+        self._db.execute(_PURGE, (end if bound is None else bound,))
+        if bound is None:
+            self._purged = self._compacted
+
+
+def _bytes(entry: Entry | None) -> int:
+    return len(entry.value) if entry is not None else 0
+
+
+def _entry_row(entry: Entry | None) -> tuple[str, bytes, int, int, int]:
+    assert entry is not None
+    return (entry.key, entry.value, entry.create_revision, entry.modify_revision, entry.version)
+
+
+_Row = tuple[int, str, bytes | None, int | None, int | None, bytes | None, int | None, int | None, int | None]
+
+
+def _log_row(position: int, event: Event) -> _Row:
+    entry, previous = event.entry, event.previous
+    return (
+        event.revision * LOG_STRIDE + position,
+        event.key,
+        entry.value if entry else None,
+        entry.create_revision if entry else None,
+        entry.version if entry else None,
+        previous.value if previous else None,
+        previous.create_revision if previous else None,
+        previous.modify_revision if previous else None,
+        previous.version if previous else None,
+    )

@@ -1,0 +1,223 @@
+"""Records in memory, fed by the store's watch: every read is answered from here.
+
+One thread (the event loop) applies batches and reads; a reader never awaits between two looks that must agree.
+Records are frozen; the maps here are private to this module's classes and are read through their methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from sortedcontainers import SortedKeyList
+
+from moorage.model.claim import Allocation, Claim
+from moorage.model.ids import (
+    AllocationId,
+    ClaimId,
+    NamespaceName,
+    NodeId,
+    PluginId,
+    Revision,
+    VolumeId,
+)
+from moorage.model.namespace import Namespace
+from moorage.model.node import Node
+from moorage.model.operation import Operation
+from moorage.model.plugin import Plugin
+from moorage.model.volume import Volume
+from moorage.state import keys
+
+T = TypeVar("T")
+Disk = tuple[PluginId, str]
+
+
+class Record(msgspec.Struct, Generic[T], frozen=True):
+    """A record with the revisions of its creation and of its last change."""
+
+    value: T
+    created: Revision
+    modified: Revision
+
+
+class Table(Generic[T]):
+    """The records of one table by store key. ``index`` is the revision of the table's last change.
+
+    After a start it is the revision that was loaded: never below what was answered before.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record[T]] = {}
+        self.index: Revision = Revision(0)
+
+    def find(self, key: str) -> Record[T] | None:
+        """The record under the store key, or None."""
+        return self._records.get(key)
+
+    def __iter__(self) -> Iterator[Record[T]]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def keys(self) -> Iterable[str]:
+        """The store keys, in no order."""
+        return self._records.keys()
+
+    def put(self, key: str, record: Record[T]) -> None:
+        """Set a record; only View.apply calls this."""
+        old = self._records.get(key)
+        if old is not None:
+            self._forget(key, old.value)
+        self._records[key] = record
+        self._learn(key, record.value)
+
+    def drop(self, key: str) -> None:
+        """Remove a record; only View.apply calls this."""
+        old = self._records.pop(key, None)
+        if old is not None:
+            self._forget(key, old.value)
+
+    def clear(self) -> None:
+        """Remove all records, before a reload."""
+        for key in list(self._records):
+            self.drop(key)
+
+    def _learn(self, key: str, value: T) -> None:
+        """Add to the indexes of a sub-class."""
+
+    def _forget(self, key: str, value: T) -> None:
+        """Take out of the indexes of a sub-class."""
+
+
+class Volumes(Table[Volume]):
+    """Volumes, in order of (namespace, id), and by disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._order: SortedKeyList = SortedKeyList(key=lambda pair: pair)
+        self._by_disk: dict[Disk, set[str]] = {}
+
+    def get(self, namespace: str, volume_id: str) -> Record[Volume] | None:
+        """The volume of that identity, whatever its state, or None."""
+        return self._records.get(keys.volume_key(NamespaceName(namespace), VolumeId(volume_id)))
+
+    def ordered(self, namespace: str | None = None, prefix: str = "") -> Iterator[Record[Volume]]:
+        """Volumes in order of (namespace, id); of one namespace and ID prefix, or of all namespaces."""
+        if namespace is None:
+            for ns, vid in self._order:
+                if vid.startswith(prefix):
+                    yield self._records[keys.volume_key(ns, vid)]
+            return
+        for ns, vid in self._order.irange((namespace, prefix)):
+            if ns != namespace or not vid.startswith(prefix):
+                return
+            yield self._records[keys.volume_key(ns, vid)]
+
+    def of_disk(self, plugin_id: PluginId, external_id: str) -> list[Record[Volume]]:
+        """All records of one disk: usually one, more when it was registered twice."""
+        return [self._records[k] for k in self._by_disk.get((plugin_id, external_id), ())]
+
+    def _learn(self, key: str, value: Volume) -> None:
+        self._order.add((value.namespace, value.id))
+        if value.external_id:
+            self._by_disk.setdefault((value.plugin_id, value.external_id), set()).add(key)
+
+    def _forget(self, key: str, value: Volume) -> None:
+        self._order.remove((value.namespace, value.id))
+        _discard(self._by_disk, (value.plugin_id, value.external_id), key)
+
+
+class Claims(Table[Claim]):
+    """Claims, by disk, node and allocation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_disk: dict[Disk, set[str]] = {}
+        self._by_volume: dict[tuple[str, str], set[str]] = {}
+        self._by_node: dict[NodeId, set[str]] = {}
+        self._by_allocation: dict[AllocationId, set[str]] = {}
+
+    def of_disk(self, plugin_id: PluginId, external_id: str) -> list[Record[Claim]]:
+        """Claims on all records of one disk, oldest first."""
+        return self._pick(self._by_disk.get((plugin_id, external_id)))
+
+    def of_volume(self, namespace: str, volume_id: str) -> list[Record[Claim]]:
+        """Claims on one volume, oldest first."""
+        return self._pick(self._by_volume.get((namespace, volume_id)))
+
+    def of_node(self, node_id: NodeId) -> list[Record[Claim]]:
+        """Claims on one node, oldest first."""
+        return self._pick(self._by_node.get(node_id))
+
+    def of_allocation(self, allocation_id: AllocationId) -> list[Record[Claim]]:
+        """Claims of one allocation, oldest first."""
+        return self._pick(self._by_allocation.get(allocation_id))
+
+    def get(self, claim_id: ClaimId) -> Record[Claim] | None:
+        """The claim, or None."""
+        return self._records.get(keys.claim_key(claim_id))
+
+    def _pick(self, found: set[str] | None) -> list[Record[Claim]]:
+        if not found:
+            return []
+        return sorted((self._records[k] for k in found), key=lambda r: (r.created, r.value.id))
+
+    def _learn(self, key: str, value: Claim) -> None:
+        self._by_disk.setdefault((value.plugin_id, value.external_id), set()).add(key)
+        self._by_volume.setdefault(value.volume_key, set()).add(key)
+        self._by_node.setdefault(value.node_id, set()).add(key)
+        self._by_allocation.setdefault(value.allocation_id, set()).add(key)
+
+    def _forget(self, key: str, value: Claim) -> None:
+        _discard(self._by_disk, (value.plugin_id, value.external_id), key)
+        _discard(self._by_volume, value.volume_key, key)
+        _discard(self._by_node, value.node_id, key)
+        _discard(self._by_allocation, value.allocation_id, key)
+
+
+K = TypeVar("K")
+
+
+def _discard(index: dict[K, set[str]], at: K, key: str) -> None:
+    found = index.get(at)
+    if found is not None:
+        found.discard(key)
+        if not found:
+            del index[at]
+
+
+class View:
+    """All tables, at ``revision``."""
+
+    def __init__(self) -> None:
+        self.volumes = Volumes()
+        self.claims = Claims()
+        self.allocations: Table[Allocation] = Table()
+        self.plugins: Table[Plugin] = Table()
+        self.nodes: Table[Node] = Table()
+        self.operations: Table[Operation] = Table()
+        self.namespaces: Table[Namespace] = Table()
+        self.revision: Revision = Revision(0)
+        self.tables_by_prefix: dict[str, Table[Any]] = {
+            keys.VOLUMES: self.volumes,
+            keys.CLAIMS: self.claims,
+            keys.ALLOCATIONS: self.allocations,
+            keys.PLUGINS: self.plugins,
+            keys.NODES: self.nodes,
+            keys.OPERATIONS: self.operations,
+            keys.NAMESPACES: self.namespaces,
+        }
+
+    def find_plugin(self, plugin_id: str) -> Record[Plugin] | None:
+        """The plugin, or None."""
+        return self.plugins.find(keys.plugin_key(PluginId(plugin_id)))
+
+    def find_node(self, node_id: str) -> Record[Node] | None:
+        """The node, or None."""
+        return self.nodes.find(keys.node_key(NodeId(node_id)))
+
+    def find_allocation(self, allocation_id: str) -> Record[Allocation] | None:
+        """The allocation, or None."""
+        return self.allocations.find(keys.allocation_key(AllocationId(allocation_id)))
