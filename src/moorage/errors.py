@@ -74,9 +74,7 @@ class Unavailable(MoorageError):
 
     code = "unavailable"
 
-    def __init__(
-        self, message: str, /, *, code: str | None = None, retry_after_s: float = 1.0, **fields: str
-    ) -> None:
+    def __init__(self, message: str, /, *, code: str | None = None, retry_after_s: float = 1.0, **fields: str) -> None:
         super().__init__(message, code=code, **fields)
         self.retry_after_s = retry_after_s
 

@@ -7,14 +7,16 @@ Source: contract csi-engine A.5, §I rules 7 and 18.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import msgspec
 import structlog
+from anyio.abc import TaskStatus
 
 from moorage.agent.journal import write_whole
 from moorage.agent.link import Link
@@ -59,13 +61,14 @@ class Fingerprints:
         instance = self._instances.get(plugin_id)
         return instance.node if instance else None
 
-    async def run(self) -> None:
-        """Probe all drivers, for ever."""
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Probe all drivers, for ever. Started once what was known of them is read."""
         known = await anyio.to_thread.run_sync(_load, self._file)
         for plugin_id in self._drivers:
             last = known.get(plugin_id) or Instance(node_id=self._node_id, healthy=False)
             sick = replace(last, node_id=self._node_id, healthy=False, health_description="not asked yet")
             self._instances[plugin_id] = sick
+        task_status.started()
         async with anyio.create_task_group() as group:
             for plugin_id in self._drivers:
                 group.start_soon(self._watch, plugin_id, name=f"probe of {plugin_id}")
@@ -77,10 +80,11 @@ class Fingerprints:
             inode = _inode_of(socket)
             is_well = await self._probe(plugin_id)
             pause_s = settings.probe_old_s if is_well else settings.probe_young_s
-            until_s = anyio.current_time() + pause_s
-            # A changed inode is a restarted driver: ask it at once.
-            while (left_s := until_s - anyio.current_time()) > 0 and _inode_of(socket) == inode:
-                await anyio.sleep(min(left_s, INODE_LOOK_S))
+            for look_s in _split(pause_s):
+                await anyio.sleep(look_s)
+                # A changed inode is a restarted driver: ask it at once.
+                if _inode_of(socket) != inode:
+                    break
 
     async def _probe(self, plugin_id: PluginId) -> bool:
         timeout_s, last = self._settings.probe_timeout_s, self._instances[plugin_id]
@@ -153,9 +157,15 @@ class Fingerprints:
                 group.start_soon(_first, lambda epoch=epoch: link.wait_epoch(epoch), group.cancel_scope.cancel)
 
 
-async def _first(wait: Callable[[], object], then: Callable[[], None]) -> None:
-    await wait()  # type: ignore[misc]
+async def _first(wait: Callable[[], Awaitable[object]], then: Callable[[], None]) -> None:
+    await wait()
     then()
+
+
+def _split(pause_s: float) -> list[float]:
+    """A pause in parts that are no longer than the time between two looks at a socket."""
+    parts = max(1, math.ceil(pause_s / INODE_LOOK_S))
+    return [pause_s / parts] * parts
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:

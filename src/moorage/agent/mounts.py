@@ -57,6 +57,11 @@ def look_at(path: str, *, is_mounted: bool) -> PathKind:
     return "plain"
 
 
+def look_at_one(mounter: Mounter, path: str) -> PathKind:
+    """What is at one path of ours, by a look of its own at the mount table."""
+    return look_at(path, is_mounted=path in mounter.find_mounted([path]))
+
+
 def _look_at_target(mounter: Mounter, target: str, publish_path: str, is_mounted: bool) -> TargetSeen:
     if is_mounted:
         return TargetSeen("mount", mounter.is_same(publish_path, target))
@@ -87,7 +92,8 @@ def make_parent(publish_path: str) -> None:
 
 
 def clear_published(mounter: Mounter, publish_path: str) -> None:
-    """After an unpublish: remove what the driver left, if it is empty. OSError where something is still mounted."""
+    """After an unpublish: remove what the driver left, if it is empty. OSError EBUSY where it is still mounted,
+    ENOTEMPTY where something was left in it."""
     if mounter.find_mounted([publish_path]):
         raise OSError(errno.EBUSY, "the driver says that it is unpublished, yet it is still mounted", publish_path)
     _remove_empty(publish_path)
@@ -101,7 +107,7 @@ def make_staging(staging_path: str) -> None:
 
 
 def clear_staging(mounter: Mounter, staging_path: str) -> None:
-    """After an unstage: remove the directory. OSError where something is still mounted or in it."""
+    """After an unstage: remove the directory. OSError as ``clear_published``."""
     if mounter.find_mounted([staging_path]):
         raise OSError(errno.EBUSY, "the driver says that it is unstaged, yet it is still mounted", staging_path)
     _remove_empty(staging_path)

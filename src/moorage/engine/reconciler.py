@@ -10,12 +10,11 @@ It never raises outward: a failure is a field of the record.
 
 from __future__ import annotations
 
-import math
+from collections import deque
 
 import anyio
 import structlog
 from anyio.abc import TaskStatus
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from moorage.engine.due import DueKeys
 from moorage.engine.outcomes import Outcomes
@@ -64,10 +63,9 @@ class Reconciler:
         self._is_due_earlier = anyio.Event()
         self._writing: set[str] = set()
         self._again: set[str] = set()
-        self._send: MemoryObjectSendStream[str]
-        self._receive: MemoryObjectReceiveStream[str]
         # Holds keys, each at most once (``_writing``), so it is bounded by the number of records.
-        self._send, self._receive = anyio.create_memory_object_stream[str](math.inf)
+        self._queue: deque[str] = deque()
+        self._queued = anyio.Semaphore(0)
         # Versions start at the clock so that an agent's index from before a restart never equals a new one.
         self._first_version = clock.now_ns() // 1000
         repo.feed.subscribe(self.look_at)
@@ -162,10 +160,13 @@ class Reconciler:
             self._again.add(key)
             return
         self._writing.add(key)
-        self._send.send_nowait(key)
+        self._queue.append(key)
+        self._queued.release()
 
     async def _write_settlements(self) -> None:
-        async for key in self._receive:
+        while True:
+            await self._queued.acquire()
+            key = self._queue.popleft()
             try:
                 await self._settle(key)
             finally:

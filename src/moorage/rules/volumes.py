@@ -30,6 +30,7 @@ from moorage.model.steps import (
 )
 from moorage.model.volume import Capability, Fault, Progress, Volume
 from moorage.rules.backoff import after_fault
+from moorage.rules.explanations import check_created
 
 replace = msgspec.structs.replace
 
@@ -52,7 +53,7 @@ def next_step(volume: Volume) -> Decision:
     return NEXT[volume.wanted, volume.state](volume)
 
 
-def _create(volume: Volume) -> Decision:
+def _create(volume: Volume) -> CreateVolume:
     return CreateVolume(
         name=volume.name,
         capabilities=volume.capabilities or (),
@@ -139,9 +140,9 @@ def _created(volume: Volume, outcome: Outcome, folding: Folding) -> Volume:
         modified_at_ns=folding.now_ns,
         progress=Progress(),
     )
-    if volume.wanted == "present" and not outcome.is_source_kept:
-        return _give_up(ready, "the driver made the volume without the content source asked for", folding)
-    return ready
+    # A promise that the answer breaks: what was made is deleted, and the caller is told.
+    broken = check_created(_create(volume), outcome) if volume.wanted == "present" else None
+    return _give_up(ready, broken.message, folding) if broken is not None else ready
 
 
 def _give_up(volume: Volume, text: str, folding: Folding) -> Volume:

@@ -142,6 +142,8 @@ def open_database(path: Path, *, format_known: int = FORMAT, upgrades: Upgrades 
     try:
         connection = apsw.Connection(str(path))
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # Looked at before anything is written: a file that is not ours stays as it is.
+        _check_tables(connection)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA journal_size_limit=67108864")
@@ -191,13 +193,18 @@ def read_meta_number(connection: apsw.Connection, name: str) -> int:
     return value
 
 
-def _settle_format(connection: apsw.Connection, path: Path, *, format_known: int, upgrades: Upgrades) -> None:
+def _check_tables(connection: apsw.Connection) -> bool:
+    # Whether there are tables yet; those of somebody else are an error.
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    if not tables:
+    if tables and not tables >= {"current", "log", "meta"}:
+        raise apsw.NotADBError("other tables")
+    return bool(tables)
+
+
+def _settle_format(connection: apsw.Connection, path: Path, *, format_known: int, upgrades: Upgrades) -> None:
+    if not _check_tables(connection):
         _create(connection)
         return
-    if not tables >= {"current", "log", "meta"}:
-        raise apsw.NotADBError("other tables")
     found = read_meta_number(connection, "format")
     if found > format_known:
         writer = connection.execute("SELECT value FROM meta WHERE name = 'written_by'").get

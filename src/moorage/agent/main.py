@@ -1,0 +1,235 @@
+"""The agent: register the node, keep its lease, probe its drivers, carry out steps, mount and unmount.
+
+Order at start: read the journal; ask the server for this node's claims; unmount what is mounted for claims that it
+does not have; only then register, which renews the lease. So the server never believes in a node that still holds
+what it gave away.
+Shapes: ``client`` reaches the server; ``drivers`` has the socket of each plugin's driver on this node.
+Never: unmounts because the server is silent.
+"""
+
+from __future__ import annotations
+
+import random as chance
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.abc import TaskGroup, TaskStatus
+
+from moorage.agent.disk import Room
+from moorage.agent.fingerprint import Fingerprints
+from moorage.agent.host import describe_host
+from moorage.agent.host_mounts import HostMounter
+from moorage.agent.journal import Journal
+from moorage.agent.link import Link
+from moorage.agent.ports import AgentSettings, Chance, Clock, Connect, Driver, DriverSpec, Mounter
+from moorage.agent.reporter import Reporter
+from moorage.agent.volumes import Volumes
+from moorage.agent.worker import StepWorkers
+from moorage.client.api import Client, follow, retry_delay_s
+from moorage.errors import MoorageError, NotFound, Rejected, Unavailable
+from moorage.model.assignment import ClaimAssignments, Report, StepAssignments
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.node import Node
+from moorage.rules.mount_records import check_state_dir
+
+log = structlog.get_logger()
+HEARTBEATS_PER_LEASE = 3
+CLOSE_TIMEOUT_S = 3.0
+
+
+def connect_csi(plugin_id: PluginId, spec: DriverSpec) -> Driver:
+    """The CSI driver behind a unix socket."""
+    from moorage.csi.client import DriverClient  # late: grpc takes 130 ms to import
+
+    return DriverClient(spec.socket)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a test may put in place of the host's own."""
+
+    connect: Connect = connect_csi
+    mounter: Mounter | None = None
+    clock: Clock = time.time_ns
+    random: Chance = chance.random
+
+
+async def run(
+    client: Client,
+    drivers: Mapping[PluginId, DriverSpec],
+    *,
+    state_dir: Path,
+    node: Node | None = None,
+    settings: AgentSettings | None = None,
+    around: Surroundings | None = None,
+    task_status: TaskStatus[NodeId] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Be the agent of this host until cancelled. Started, with the node's ID, once the server knows the node.
+
+    ``node`` None: this host is described, with an ID that is kept in ``state_dir``.
+    Raises BadRequest where the state directory cannot be used.
+    """
+    around, settings = around or Surroundings(), settings or AgentSettings()
+    layout = check_state_dir(str(state_dir))
+    journal = Journal(layout)
+    uses, stagings = await anyio.to_thread.run_sync(journal.load)
+    if node is None:
+        node = await anyio.to_thread.run_sync(describe_host, state_dir)
+    opened = {plugin_id: around.connect(plugin_id, spec) for plugin_id, spec in drivers.items()}
+    agent = _Agent(client, node, opened, settings=settings, around=around)
+    try:
+        for driver in opened.values():
+            await driver.open()
+        async with anyio.create_task_group() as group:
+            fingerprints = Fingerprints(
+                opened, drivers, node_id=node.id, file=state_dir / "instances.json", clock=around.clock,
+                settings=settings,
+            )  # fmt: skip
+            volumes = Volumes(group)
+            room = Room(
+                layout=layout,
+                boot_id=node.boot_id,
+                journal=journal,
+                mounter=around.mounter or HostMounter(),
+                drivers=opened,
+                node_slots={p: anyio.CapacityLimiter(settings.node_calls_max) for p in opened},
+                find_node_info=fingerprints.find_node_info,
+                reporter=agent.reporter,
+                clock=around.clock,
+                random=around.random,
+                settings=settings,
+                on_step=volumes.note_step,
+            )
+            volumes.prepare(room, uses, stagings)
+            fingerprints.on_change = volumes.retry_plugin
+            await agent.run(group, volumes, fingerprints, task_status=task_status)
+    finally:
+        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            for driver in opened.values():
+                await driver.close()
+
+
+class _Sink:
+    """Reports go to this node's page."""
+
+    def __init__(self, client: Client, node_id: NodeId, link: Link) -> None:
+        self._client = client
+        self._node_id = node_id
+        self._link = link
+
+    async def report(self, reports: tuple[Report, ...]) -> None:
+        try:
+            await self._client.report(self._node_id, reports)
+        except NotFound as e:
+            # The server lost the node, not the report's record: it is told again once the node is registered.
+            self._link.note_fault(e)
+            raise Unavailable(e.message) from e
+
+
+class _Agent:
+    def __init__(
+        self, client: Client, node: Node, drivers: Mapping[PluginId, Driver], *, settings: AgentSettings,
+        around: Surroundings,
+    ) -> None:  # fmt: skip
+        self._client = client
+        self._node = node
+        self._drivers = drivers
+        self._settings = settings
+        self._around = around
+        self._link = Link()
+        self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
+
+    async def run(
+        self, group: TaskGroup, volumes: Volumes, fingerprints: Fingerprints, *, task_status: TaskStatus[NodeId]
+    ) -> None:
+        await group.start(fingerprints.run)
+        group.start_soon(self.reporter.run, name="reports")
+        group.start_soon(self._follow_claims, volumes, name="claims")
+        await self._clean(volumes)
+        lease_s = await self._register_first()
+        log.info("node.registered", node=self._node.id, name=self._node.name, lease_s=lease_s)
+        group.start_soon(self._keep_lease, lease_s, name="lease")
+        group.start_soon(self._follow_steps, group, name="steps")
+        random = self._around.random
+        group.start_soon(lambda: fingerprints.report(self._client, self._link, random=random), name="plugins")
+        task_status.started(self._node.id)
+
+    # -- lease -------------------------------------------------------------------------------------------------------
+
+    async def _clean(self, volumes: Volumes) -> None:
+        with anyio.move_on_after(self._settings.clean_first_s) as scope:
+            await volumes.wait_clean()
+        if scope.cancelled_caught:
+            log.error("mounts.left", disks=volumes.list_orphans(), waited_s=self._settings.clean_first_s)
+
+    async def _register_first(self) -> float:
+        failures = 0
+        while True:
+            try:
+                return await self._register()
+            except (Unavailable, Rejected) as e:
+                failures += 1
+                self._link.note_fault(e)
+                await anyio.sleep(retry_delay_s(failures, self._around.random()))
+
+    async def _register(self) -> float:
+        registered = await self._client.register_node(self._node)
+        self._link.note_registered()
+        return registered.lease_s
+
+    async def _keep_lease(self, lease_s: float) -> None:
+        failures = 0
+        while True:
+            pause_s = lease_s / HEARTBEATS_PER_LEASE
+            if failures:
+                pause_s = min(pause_s, retry_delay_s(failures, self._around.random()))
+            await self._link.wait_wake(pause_s)
+            try:
+                lease_s = await self._register()
+                failures = 0
+            except (Unavailable, Rejected) as e:
+                failures += 1
+                self._link.note_fault(e)
+
+    # -- standing queries --------------------------------------------------------------------------------------------
+
+    async def _follow_claims(self, volumes: Volumes) -> None:
+        node_id, wait_s = self._node.id, self._settings.wait_s
+        is_first = True
+
+        async def fetch(index: int) -> ClaimAssignments:
+            nonlocal is_first
+            try:
+                answer = await self._client.wait_claims(node_id, index, wait_s)
+            except NotFound:
+                # Before the node was ever registered it has no claims; afterwards a server that forgot it is no
+                # reason to unmount anything: it may be the wrong server.
+                if not is_first:
+                    raise
+                answer = ClaimAssignments(index=0, claims=())
+            is_first = False
+            return answer
+
+        async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
+            volumes.assign(answer.claims)
+
+    async def _follow_steps(self, group: TaskGroup) -> None:
+        node_id, wait_s = self._node.id, self._settings.wait_s
+        workers = StepWorkers(group, self._drivers, self.reporter, clock=self._around.clock, settings=self._settings)
+
+        async def fetch(index: int) -> StepAssignments:
+            return await self._client.wait_steps(node_id, index, wait_s)
+
+        async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
+            workers.take(answer.steps)
+
+    def _fault(self, fault: MoorageError) -> None:
+        self._link.note_fault(fault)
+
+    def _answer(self) -> None:
+        self._link.note_answer()

@@ -1,0 +1,94 @@
+"""All disks of one node: who has something to do gets a worker; workers without work leave.
+
+Never: decides about a mount; touches a disk before the server's first answer, because without it every claim would
+look gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from moorage.agent.disk import DiskWorker, Room
+from moorage.model.assignment import ClaimAssignment
+from moorage.model.ids import ClaimId, PluginId
+from moorage.rules.mount_records import Disk, Staging, Use
+from moorage.rules.mounts import goal_of
+
+log = structlog.get_logger()
+
+
+class Volumes:
+    """The disks of one node. ``uses`` and ``stagings`` are the journal as found at start."""
+
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+        self._room: Room | None = None
+        self._workers: dict[Disk, DiskWorker] = {}
+        self._busy: set[Disk] = set()
+        self._is_told = False
+        self._clean = anyio.Event()
+
+    def prepare(self, room: Room, uses: Iterable[Use], stagings: Iterable[Staging]) -> None:
+        """Take what the journal has; nothing is done yet."""
+        self._room = room
+        for use in uses:
+            self._worker(use.disk).uses[use.claim_id] = use
+        for staging in stagings:
+            self._worker(staging.disk).staging = staging
+
+    def assign(self, assignments: Iterable[ClaimAssignment]) -> None:
+        """Take the server's whole list of this node's claims, and wake whom it concerns."""
+        grouped: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
+        for assignment in assignments:
+            claim = assignment.claim
+            disk = Disk(claim.plugin_id, claim.external_id)
+            grouped.setdefault(disk, {})[claim.id] = assignment
+        is_first, self._is_told = not self._is_told, True
+        for disk in {**grouped, **self._workers}:
+            now = grouped.get(disk, {})
+            if disk not in self._workers and all(goal_of(a) == "none" for a in now.values()):
+                continue
+            worker = self._worker(disk)
+            if is_first or worker.assignments != now:
+                worker.assign(now)
+                self._start(worker)
+        self.note_step()
+
+    def retry_plugin(self, plugin_id: PluginId) -> None:
+        """Its driver became able (or unable): try again now what waits for it."""
+        for disk, worker in self._workers.items():
+            if disk.plugin_id == plugin_id:
+                worker.retry()
+
+    def note_step(self) -> None:
+        """Something was done: see whether the start-up cleaning is over."""
+        if self._is_told and not self._clean.is_set() and not any(w.is_orphaned for w in self._workers.values()):
+            self._clean.set()
+
+    async def wait_clean(self) -> None:
+        """Until nothing is mounted any more for claims that the server does not have."""
+        await self._clean.wait()
+
+    def list_orphans(self) -> list[str]:
+        """External IDs of the disks that are still mounted without a claim."""
+        return sorted(d.external_id for d, w in self._workers.items() if w.is_orphaned)
+
+    def _worker(self, disk: Disk) -> DiskWorker:
+        assert self._room is not None
+        return self._workers.setdefault(disk, DiskWorker(disk, self._room))
+
+    def _start(self, worker: DiskWorker) -> None:
+        if worker.disk not in self._busy:
+            self._busy.add(worker.disk)
+            self._group.start_soon(self._run, worker, name=f"disk {worker.disk.plugin_id} {worker.disk.external_id}")
+
+    async def _run(self, worker: DiskWorker) -> None:
+        await worker.run()
+        # No await since it found itself idle, so that nothing was assigned in between.
+        self._busy.discard(worker.disk)
+        del self._workers[worker.disk]
+        self.note_step()

@@ -1,0 +1,218 @@
+"""Volumes through the engine: intent on record, the driver's answer, what an error leaves behind."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from engine_kit import NODE, PLUGIN, running_kit
+
+from moorage.errors import Conflict, DeadlineExceeded, NotFound, Rejected
+from moorage.model import steps
+from moorage.model.claim import Allocation, VolumeRequest
+from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
+from moorage.model.volume import Capability, Secrets, Volume
+from moorage.state.memory import MemoryStore
+from moorage.testing.scripted import fault
+
+pytestmark = pytest.mark.anyio
+WRITER = Capability(access_mode="single-node-writer", attachment_mode="file-system")
+
+
+def a_volume(volume_id: str, **fields: object) -> Volume:
+    return Volume(
+        id=VolumeId(volume_id),
+        namespace=NamespaceName("default"),
+        plugin_id=PLUGIN,
+        name=volume_id,
+        capabilities=(WRITER,),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def a_use(volume_id: str, allocation_id: str = "", **fields: object) -> Allocation:
+    return Allocation(
+        id=AllocationId(allocation_id),
+        namespace=NamespaceName("default"),
+        node_id=NodeId(""),
+        volumes=(VolumeRequest(name="data", source=VolumeId(volume_id), **fields),),  # type: ignore[arg-type]
+    )
+
+
+async def test_create_delete() -> None:
+    async with running_kit() as kit:
+        written = await kit.service.registrations.create([a_volume("web")])
+        assert written.volumes[0].record.value.external_id == "vol-1"
+        assert [r.record.value.id for r in kit.service.reads.list_volumes("default")] == ["web"]
+        await kit.service.removals.delete("default", "web", secrets=Secrets())
+        assert kit.driver.volumes == {}
+        assert kit.service.reads.find_volume("default", "web") is None
+        with pytest.raises(NotFound, match="volume not found: web"):
+            await kit.service.removals.delete("default", "web", secrets=Secrets())
+
+
+async def test_create_refused_leaves_nothing() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.CreateVolume, fault("OUT_OF_RANGE", final=True, message="too big"))
+        with pytest.raises(Rejected, match="unsupported capacity_range"):
+            await kit.service.registrations.create([a_volume("web")])
+        with anyio.fail_after(5):
+            while list(kit.repo.view.volumes):
+                await anyio.sleep(0.01)
+        await kit.service.registrations.create([a_volume("web")])
+        assert len(kit.driver.volumes) == 1
+
+
+async def test_create_answer_lost_is_repeated_not_doubled() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.CreateVolume, fault("UNAVAILABLE", final=False), after_effect=True)
+        await kit.service.registrations.create([a_volume("web")])
+        assert len(kit.driver.volumes) == 1
+        assert [type(c).__name__ for c in kit.driver.calls] == ["CreateVolume", "CreateVolume"]
+
+
+async def test_create_survives_restart_between_intent_and_call() -> None:
+    store = MemoryStore()
+    async with running_kit(store, request_s=0.2) as kit:
+        kit.is_calling = False
+        with pytest.raises(Rejected, match="is not created yet"):
+            await kit.service.registrations.create([a_volume("web")])
+        assert kit.service.reads.find_volume("default", "web") is None
+    async with running_kit(store) as kit:
+        with anyio.fail_after(5):
+            while kit.service.reads.find_volume("default", "web") is None:
+                await anyio.sleep(0.01)
+        assert len(kit.driver.volumes) == 1
+
+
+async def test_second_create_of_the_same_joins_the_first() -> None:
+    async with running_kit() as kit:
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(kit.service.registrations.create, [a_volume("web")])
+        assert len(kit.driver.volumes) == 1
+
+
+async def test_external_id_of_another_volume_is_refused() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("one")])
+        twin = a_volume("two")
+        same_name = Volume(**{f: getattr(twin, f) for f in twin.__struct_fields__} | {"name": "one"})
+        with pytest.raises(Rejected, match="registered already"):
+            await kit.service.registrations.create([same_name])
+        assert len(kit.driver.volumes) == 1
+        assert kit.service.reads.find_volume("default", "one") is not None
+
+
+async def test_delete_refused_keeps_the_volume() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        kit.driver.fail(steps.DeleteVolume, fault("FAILED_PRECONDITION", final=True, message="has snapshots"))
+        with pytest.raises(Rejected, match="is in use"):
+            await kit.service.removals.delete("default", "web", secrets=Secrets())
+        found = kit.service.reads.find_volume("default", "web")
+        assert found is not None
+        assert found.record.value.wanted == "present"
+
+
+async def test_claim_blocks_delete_before_the_driver_is_called() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        await kit.service.allocations.start(a_use("web"))
+        with pytest.raises(Conflict, match="volume in use: web"):
+            await kit.service.removals.delete("default", "web", secrets=Secrets())
+        assert not [c for c in kit.driver.calls if isinstance(c, steps.DeleteVolume)]
+
+
+async def wait_status(kit, allocation_id: str, status: str) -> Allocation:  # type: ignore[no-untyped-def]
+    with anyio.fail_after(5):
+        while True:
+            found = kit.service.reads.find_allocation(allocation_id)
+            if found is not None and found.value.status == status:
+                return found.value  # type: ignore[no-any-return]
+            await anyio.sleep(0.005)
+
+
+async def test_claim_mount_release() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        started = await kit.service.allocations.start(a_use("web", target="/srv/data"))
+        running = await wait_status(kit, started.value.id, "running")
+        assert running.paths == {"data": "/srv/data"}
+        assert kit.driver.volumes["vol-1"].nodes == {f"ext-{NODE}"}
+        read = kit.service.reads.find_volume("default", "web")
+        assert read.record.value.access_mode == "single-node-writer"
+        with pytest.raises(Conflict, match=f"held by allocation {started.value.id} on node {NODE}"):
+            await kit.service.allocations.start(a_use("web"))
+        await kit.service.allocations.stop(started.value.id)
+        await wait_status(kit, started.value.id, "complete")
+        assert kit.driver.volumes["vol-1"].nodes == set()
+        read = kit.service.reads.find_volume("default", "web")
+        assert (read.claims, read.record.value.access_mode) == ((), "")
+
+
+async def test_same_allocation_id_twice_is_one_use() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        use = a_use("web", "99999999-2222-3333-4444-555555555555")
+        first = await kit.service.allocations.start(use)
+        second = await kit.service.allocations.start(use)
+        assert (first.value.id, first.created) == (second.value.id, second.created)
+        assert len(kit.repo.view.claims) == 1
+
+
+async def test_exactly_one_of_many_claimants_wins() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        won: list[str] = []
+        lost: list[str] = []
+
+        async def claim() -> None:
+            try:
+                won.append((await kit.service.allocations.start(a_use("web"))).value.id)
+            except Conflict as error:
+                lost.append(error.code)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(12):
+                group.start_soon(claim)
+        assert (len(won), lost) == (1, ["volume_claimed"] * 11)
+
+
+async def test_refused_attach_fails_the_allocation_and_releases_it() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        kit.driver.fail(steps.AttachVolume, fault("INVALID_ARGUMENT", final=True, message="bad node"))
+        started = await kit.service.allocations.start(a_use("web"))
+        failed = await wait_status(kit, started.value.id, "failed")
+        assert "bad node" in failed.description
+        with anyio.fail_after(5):
+            while len(kit.repo.view.claims):
+                await anyio.sleep(0.005)
+
+
+async def test_expand() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web", requested_min_bytes=10)])
+        grown = await kit.service.registrations.create([a_volume("web", requested_min_bytes=30)])
+        record = grown.volumes[0].record.value
+        assert (record.capacity_bytes, record.requested_min_bytes, record.node_expansion_bytes) == (30, 30, 30)
+        kit.driver.fail(steps.ExpandVolume, fault("OUT_OF_RANGE", final=True))
+        with pytest.raises(Rejected, match="unable to expand volume"):
+            await kit.service.registrations.create([a_volume("web", requested_min_bytes=50)])
+        assert kit.service.reads.find_volume("default", "web").record.value.requested_min_bytes == 30
+
+
+async def test_operations_leave_no_record() -> None:
+    async with running_kit() as kit:
+        page = await kit.service.listings.list_external("hostpath", entries_max=0, starting_token="")
+        assert page.volumes == ()
+        with anyio.fail_after(5):
+            while len(kit.repo.view.operations):
+                await anyio.sleep(0.005)
+
+
+async def test_unanswered_operation_says_that_asking_again_is_safe() -> None:
+    async with running_kit(request_s=0.2) as kit:
+        kit.is_calling = False
+        with pytest.raises(DeadlineExceeded, match="asking again is safe"):
+            await kit.service.listings.list_external("hostpath", entries_max=0, starting_token="")
