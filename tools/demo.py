@@ -192,11 +192,12 @@ class Tour:
         return [line.split()[4] for line in lines if line.split()[4].startswith(str(self.root))]
 
 
-def describe_mount(path: Path) -> str:
-    """How the volume got to its path."""
+def describe_mount(tour: Tour, path: Path) -> str:
+    """How the volume got to its path; fails when nothing is there."""
     if path.is_symlink():
-        return "a link, as for an ordinary user"
-    return "a mount, as root" if os.path.ismount(path) else "a directory of its own"
+        return "a link into the driver's directory"
+    check(str(path) in tour.find_mounts(), f"{path} is neither a mount nor a link")
+    return "a bind mount"
 
 
 def show_tour(tour: Tour) -> None:
@@ -210,7 +211,7 @@ def show_tour(tour: Tour) -> None:
         check("data" in tour.run("volume", "status"), "the list does not show the volume")
     with tour.step("Mount it and write a file"):
         tour.run("mount", "data", str(first))
-        say(f"     $DIR/mnt/data is {describe_mount(first)}")
+        say(f"     $DIR/mnt/data is {describe_mount(tour, first)}")
         (first / "hello").write_bytes(CONTENT)
         (first / "later").write_bytes(b"")
     with tour.step("Make a snapshot, and change the volume afterwards"):
@@ -282,6 +283,9 @@ def main() -> int:
         for line in tour.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:] if tour.log.exists() else []:
             say(f"   {line}")
         return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
     finally:
         clean(tour)
         shutil.rmtree(root, ignore_errors=True)

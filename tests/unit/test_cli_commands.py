@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -318,7 +321,7 @@ def test_error_in_a_file_names_file_line_and_column(server: Server, tmp_path: Pa
     assert main(["volume", "create", str(file)]) == 1
     err = capsys.readouterr().err
     assert "v.hcl: line 2, column" in err
-    assert '"10GiB"' in err
+    assert '"10 GiB"' in err
 
 
 # -- snapshots, plugins, nodes ---------------------------------------------------------------------------------------
@@ -395,12 +398,30 @@ def test_mount_that_fails_says_why(server: Server, tmp_path: Path, capsys: Captu
     assert "Error mounting volume data: the driver refused: bad flag" in err
 
 
-def test_mount_gives_up_after_its_time_and_says_the_id(server: Server, tmp_path: Path, capsys: Captured) -> None:
-    server.settle = lambda allocation: None
+def test_mount_gives_up_after_its_time_and_says_id_and_error(server: Server, tmp_path: Path, capsys: Captured) -> None:
+    server.settle = lambda allocation: allocation["Mounts"][0].update(LastError="no such device", Attempts=3)
     server.add("data")
     assert main(["mount", "data", str(tmp_path), "-timeout", "0.1"]) == 1
     [allocation_id] = server.allocations
-    assert allocation_id in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert allocation_id in err
+    assert "no such device (tried 3 times)" in err
+
+
+def test_an_interrupted_mount_says_its_id_and_goes_on(server: Server, tmp_path: Path) -> None:
+    waiting = threading.Event()
+    server.settle = lambda allocation: waiting.set()
+    server.add("data")
+    words = [sys.executable, "-m", "moorage", "mount", "data", str(tmp_path)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as child:
+        assert waiting.wait(30)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    [allocation_id] = server.allocations
+    assert f"goes on without us as allocation {allocation_id}" in err
+    assert "Traceback" not in err
+    assert server.allocations[allocation_id]["DesiredStatus"] == "run"
 
 
 def test_mount_needs_a_choice_between_nodes(server: Server, tmp_path: Path, capsys: Captured) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def test_json_escapes_are_those_of_json() -> None:
         ("a = b", 1, 5, "put text into quotes"),
         ("a = null", 1, 5, "leave the key out"),
         ("# c\na = 1\nb {\n  c = 2\n", 4, 8, "ends too early; expected"),
-        ("a = 10GiB", 1, 10, 'in "10GiB"'),
-        ("a = 10 GiB\nb = 1", 2, 1, 'in "10GiB"'),
+        ("a = 10GiB", 1, 5, 'goes into quotes: "10GiB"'),
+        ("a = 10 GiB\nb = 1", 1, 5, 'goes into quotes: "10 GiB"'),
         ('a = "x', 1, 5, 'a " is missing'),
         ('a = "x\ny"', 1, 7, "write \\n"),
         ("a = 08", 1, 5, "octal"),
@@ -149,20 +150,14 @@ def test_scalar_given_twice_counts_as_given_last() -> None:
 
 # -- anything --------------------------------------------------------------------------------------------------------
 
-PIECES = st.sampled_from(
-    ["a", "b.c", " ", "\n", "=", "{", "}", "[", "]", ",", '"x"', '"${y}"', "1", "0x1f", "1.5", "true", "<<E\nq\nE\n"]
-    + ["# c\n", '"', "${", "/*", "*/", "-", "é", "\t", ":", "\\", "\ud800", "null"]
-)
+FRAGMENTS = r"""a b.c = { } [ ] , "x" "${y}" 1 0x1f 1.5 true null # // " ${ /* */ - é : \ << <<E <<E~q~E~ ~ 08 'x'"""
+PIECES = st.sampled_from([" ", "\t", "\ud800", "\x00", *(piece.replace("~", "\n") for piece in FRAGMENTS.split())])
 
 
 @given(st.lists(PIECES, max_size=12).map("".join))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
-        body = parse(text)
-    except BadRequest as error:
-        assert error.message.startswith("line ")
-    else:
-        assert isinstance(to_plain(body), dict)
+    with contextlib.suppress(BadRequest):
+        assert isinstance(to_plain(parse(text)), dict)
 
 
 JSON = st.recursive(

@@ -120,6 +120,7 @@ class DiskWorker:
             now_s = anyio.current_time()
             action = next_action(view, frozenset(i for i, p in self._pauses.items() if p.due_s > now_s))
             if isinstance(action, actions.Rest):
+                self._pauses = {i: p for i, p in self._pauses.items() if p.due_s > now_s}
                 self._room.on_step()
                 if not self.is_idle:
                     await self._wait(now_s)

@@ -142,6 +142,7 @@ class _Agent:
         self._settings = settings
         self._around = around
         self._link = Link()
+        self._registered = anyio.Event()
         self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
 
     async def run(
@@ -180,6 +181,7 @@ class _Agent:
     async def _register(self) -> float:
         registered = await self._client.register_node(self._node)
         self._link.note_registered()
+        self._registered.set()
         return registered.lease_s
 
     async def _keep_lease(self, lease_s: float) -> None:
@@ -200,20 +202,21 @@ class _Agent:
 
     async def _follow_claims(self, volumes: Volumes) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s
-        is_first = True
+        is_unknown = False
 
         async def fetch(index: int) -> ClaimAssignments:
-            nonlocal is_first
+            nonlocal is_unknown
+            if is_unknown:
+                await self._registered.wait()
             try:
-                answer = await self._client.wait_claims(node_id, index, wait_s)
+                return await self._client.wait_claims(node_id, index, wait_s)
             except NotFound:
-                # Before the node was ever registered it has no claims; afterwards a server that forgot it is no
-                # reason to unmount anything: it may be the wrong server.
-                if not is_first:
+                # Until this node is registered it has no claims. A server that forgets it later is no reason to
+                # unmount anything: the node registers again, and then the server says what it knows.
+                if is_unknown or self._registered.is_set():
                     raise
-                answer = ClaimAssignments(index=0, claims=())
-            is_first = False
-            return answer
+                is_unknown = True
+                return ClaimAssignments(index=0, claims=())
 
         async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
             volumes.assign(answer.claims)

@@ -98,7 +98,7 @@ class App:
         request = Request(
             method=scope["method"],
             path=target.decode("latin-1"),
-            parts=tuple(unquote_to_bytes(p).decode("utf-8", "replace") for p in target.split(b"/")[1:]),
+            parts=tuple(unquote_to_bytes(target).decode("utf-8", "replace").split("/")[1:]),
             query=find_query(scope["query_string"]) if scope["query_string"] else {},
             headers={k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]},
             body=body,
@@ -210,7 +210,7 @@ def _wrong_method(request: Request) -> Answer:
 
 
 # Recorded servers answer 500 to nearly every refusal; these codes alone have a status of their own.
-PLAIN_STATUS: dict[str, int] = {"bad_request": 400, "forbidden": 403}
+PLAIN_STATUS: dict[str, int] = {"bad_request": 400, "forbidden": 403, "node_missing": 404, "allocation_missing": 404}
 
 
 def _honest_status(error: MoorageError) -> int:

@@ -1,7 +1,7 @@
 """The route table: each path with its methods and handlers. Everything about who may ask what is here.
 
-A pattern's ``:name`` takes one segment of the path. Segments are split before they are decoded, so ``%2F`` works.
-``wrong`` says what an unknown method gets, as recorded: 405 on a path that is owned.
+A pattern's ``:name`` takes one segment of the decoded path: an ID with ``/`` cannot be addressed, as recorded, and is
+refused when it is registered.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from moorage.model.ids import ALL_NAMESPACES, NamespaceName, PluginId, VolumeId
 from moorage.model.volume import Capability, MountOptions, Secrets, Topology, TopologyRequest, Volume
 
 JITTER_FRACTION = 16
+WARNINGS = "X-Moorage-Warnings"
 
 
 async def wait_for_change(
@@ -122,34 +123,32 @@ async def read_volume(service: Service, request: Request, volume_id: str) -> Ans
 
 async def register(service: Service, request: Request, volume_id: str = "") -> Answer:
     """PUT or POST /v1/volumes and PUT /v1/volume/csi/:id."""
-    written = await service.registrations.register(_parse_volumes(request, volume_id))
+    written = await service.registrations.register(_parse_volumes(request))
     return _written(request, written)
 
 
 async def create(service: Service, request: Request, volume_id: str) -> Answer:
     """PUT /v1/volume/csi/:id/create."""
-    written = await service.registrations.create(_parse_volumes(request, volume_id))
+    written = await service.registrations.create(_parse_volumes(request))
     return _written(request, written)
 
 
 def _written(request: Request, written: Written) -> Answer:
     volumes = [answers.volume(v) for v in written.volumes]
-    body = answers.enveloped(written.revision, Volumes=volumes, Warnings=written.warnings)
-    return json_answer(request, body, Meta(index=written.revision))
+    body = answers.enveloped(written.revision, Volumes=volumes, Warnings="")
+    # A header, because the recorded answer's member is empty here and clients compare it (decision 0002).
+    headers = {WARNINGS: written.warnings} if written.warnings else {}
+    return json_answer(request, body, Meta(index=written.revision), **headers)
 
 
-def _parse_volumes(request: Request, volume_id: str) -> list[Volume]:
+def _parse_volumes(request: Request) -> list[Volume]:
     body = decode(VolumesBody, request.body)
     namespace = parse_namespace(request)
     check_region({"region": body.region} if "region" not in request.query else {})
     if "namespace" not in request.query and body.namespace:
         namespace = body.namespace
-    sent = body.volumes or []
-    unnamed = [v for v in sent if not v.id]
-    if volume_id and len(unnamed) == 1:
-        # The path names what the body leaves open; a body with an ID of its own wins, as recorded.
-        unnamed[0].id = volume_id
-    return [_volume(v, namespace) for v in sent]
+    # The path's ID is not looked at: the recorded server never compares it with the body's.
+    return [_volume(v, namespace) for v in body.volumes or []]
 
 
 def _volume(body: VolumeBody, namespace: str) -> Volume:

@@ -67,6 +67,14 @@ def describe_event(event: Row) -> str:
     return str(event.get("DisplayMessage") or event.get("Message") or event.get("Type") or "")
 
 
+def describe_trouble(allocation: Row) -> str:
+    """The last error of a mount that is not there yet, with how often it was tried; empty when there is none."""
+    for mount in allocation.get("Mounts") or ():
+        if mount.get("LastError"):
+            return f"{mount['LastError']} (tried {mount.get('Attempts') or 1} times)"
+    return ""
+
+
 def _show_allocation(args: argparse.Namespace, session: Session) -> int:
     rows = list_rows(session, "/v1/allocations", prefix=args.subject)
     row = pick(rows, args.subject, "allocation")
@@ -92,9 +100,13 @@ def _show_allocation(args: argparse.Namespace, session: Session) -> int:
     if mounts:
         session.output.section("Mounts")
         session.output.table(
-            ("Volume", "Path", "Asked for"),
-            [(mount.get("Volume"), mount.get("Path"), mount.get("Target")) for mount in mounts],
+            ("Volume", "State", "Path", "Asked for"),
+            [(mount.get("Volume"), mount.get("State"), mount.get("Path"), mount.get("Target")) for mount in mounts],
         )
+    trouble = describe_trouble(allocation)
+    if trouble:
+        session.output.section("Last error")
+        session.output.line(f"  {trouble}")
     events = find_events(allocation)
     if events:
         session.output.section("Events")

@@ -47,10 +47,6 @@ PROGRAMS = (
         "moorage dev -data-dir /var/lib/moorage",
     ),
     Program(
-        ("server",), "add_server_arguments", "run_server", "keep the records and answer the API", "moorage server -h"
-    ),
-    Program(("agent",), "add_agent_arguments", "run_agent", "mount volumes on this node", "moorage agent -h"),
-    Program(
         ("driver", "local"),
         "add_driver_arguments",
         "run_driver",

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from moorage.cli.allocations import describe_event, find_events
+from moorage.cli.allocations import describe_event, describe_trouble, find_events
 from moorage.cli.output import Progress, format_elapsed
 from moorage.cli.session import Row, Session, find_node, find_volume, list_rows, volume_path, volume_query
 from moorage.client.sync import path_of
@@ -180,7 +180,7 @@ def _describe_end(allocation: Row | None) -> str:
     if allocation is None:
         return "the allocation is gone: it was stopped meanwhile"
     status = str(allocation.get("ClientStatus"))
-    said = str(allocation.get("ClientDescription") or "")
+    said = describe_trouble(allocation) or str(allocation.get("ClientDescription") or "")
     events = find_events(allocation)
     return said or (describe_event(events[-1]) if events else "") or f"it is {status}"
 
@@ -296,4 +296,5 @@ def _wait(
 def _describe_step(progress: Progress, allocation: Row) -> str:
     events = find_events(allocation)
     last = describe_event(events[-1]) if events else str(allocation.get("ClientDescription") or "")
+    last = describe_trouble(allocation) or last
     return f"{progress.first_text}: {last or allocation.get('ClientStatus') or 'waiting'}"

@@ -9,11 +9,23 @@ from moorage.engine.reconciler import Reconciler
 from moorage.errors import DeadlineExceeded
 from moorage.model.ids import OperationId, PluginId
 from moorage.model.operation import Operation
-from moorage.model.steps import ControllerStep, Failed, Outcome
+from moorage.model.steps import (
+    ControllerStep,
+    Failed,
+    GetCapacity,
+    ListSnapshots,
+    ListVolumes,
+    Outcome,
+    ValidateVolume,
+)
 from moorage.rules.explanations import check_step, explain
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
+
+
+# After so many failed tries the caller is told what the driver says, and may ask again.
+TRIES_TOLD = 3
 
 
 class Operations:
@@ -49,7 +61,13 @@ class Operations:
         key = keys.operation_key(operation.id)
 
         def answered(change: Change) -> Outcome | None:
-            return change.after.outcome if isinstance(change.after, Operation) else None
+            if not isinstance(change.after, Operation):
+                return None
+            if change.after.outcome is not None:
+                return change.after.outcome
+            progress = change.after.progress
+            lasting = progress.last_fault if progress.attempts >= TRIES_TOLD else None
+            return Failed(fault=lasting) if lasting is not None else None
 
         with self._repo.feed.signals.listen((key,), answered) as listening:
             await self._repo.commit(Write().put(key, operation, revision=0))
@@ -57,7 +75,7 @@ class Operations:
                 outcome = await listening.result(timeout_s=self._settings.request_s)
             finally:
                 found = self._repo.view.operations.find(key)
-                if found is not None and found.value.state == "done":
+                if found is not None and (found.value.state == "done" or _is_read_only(step)):
                     self._reconciler.forget_operation(key)
         if outcome is None:
             raise self._too_late(key, step)
@@ -70,3 +88,8 @@ class Operations:
         return DeadlineExceeded(
             f"{type(step).__name__} has not ended after {self._settings.request_s:.0f} s{last}; asking again is safe"
         )
+
+
+def _is_read_only(step: ControllerStep) -> bool:
+    """Whether a call that nobody waits for any more may be dropped: it would change nothing."""
+    return isinstance(step, (ListVolumes, ListSnapshots, GetCapacity, ValidateVolume))

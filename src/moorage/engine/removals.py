@@ -6,7 +6,7 @@ from typing import cast
 
 import msgspec
 
-from moorage.engine.checks import Checks
+from moorage.engine.checks import Checks, find_lasting, still_trying
 from moorage.engine.ports import EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
 from moorage.errors import NotFound, Rejected, StateConflict, Unavailable
@@ -55,6 +55,8 @@ class Removals:
 
         Raises NotFound, Conflict (in use), Rejected (what the driver said), DeadlineExceeded.
         """
+        if await self._give_up_creation(namespace, volume_id):
+            return self._reads.volumes_index
         read = self._checks.get_volume(namespace, volume_id)
         volume = read.record.value
         self._check_can_delete(read)
@@ -69,7 +71,7 @@ class Removals:
             after = change.after
             if not isinstance(after, Volume):
                 return change.revision
-            return after.progress.last_fault if after.wanted == "present" else None
+            return after.progress.last_fault if after.wanted == "present" else find_lasting(after.progress)
 
         with self._repo.feed.signals.listen((key,), settled) as listening:
             try:
@@ -80,9 +82,37 @@ class Removals:
             result = await listening.result(timeout_s=self._settings.request_s)
         if result is None:
             raise self._checks.too_late(key, "is not deleted yet")
+        if isinstance(result, Fault) and not result.final:
+            raise still_trying(explain(step, result), "")
         if isinstance(result, Fault):
             raise Rejected(explain(step, result), code="driver_refused", volume=volume_id)
         return cast(int, result)
+
+    async def _give_up_creation(self, namespace: str, volume_id: str) -> bool:
+        """Turn a create that is still being tried into its undoing, and wait until nothing is left of it.
+
+        What the driver may have made is learned by asking it once more under the same name, then deleted.
+        """
+        found = self._repo.view.volumes.get(namespace, volume_id)
+        if found is None or found.value.state == "ready":
+            return False
+        key = keys.volume_key(*found.value.key)
+
+        def gone(change: Change) -> Fault | bool | None:
+            if not isinstance(change.after, Volume):
+                return True
+            return find_lasting(change.after.progress)
+
+        with self._repo.feed.signals.listen((key,), gone) as listening:
+            if found.value.wanted == "present":
+                undo = replace(found.value, wanted="absent", progress=Progress())
+                await self._repo.commit(Write().put(key, undo, revision=found.modified))
+            result = await listening.result(timeout_s=self._settings.request_s)
+        if result is None:
+            raise self._checks.too_late(key, "is not deleted yet")
+        if isinstance(result, Fault):
+            raise still_trying(f"{result.method}: {result.status} {result.message}", "")
+        return True
 
     def _check_can_delete(self, read: VolumeRead) -> None:
         volume = read.record.value

@@ -12,10 +12,10 @@ from typing import cast
 import anyio
 import msgspec
 
-from moorage.engine.checks import Checks, Written, is_given_up
+from moorage.engine.checks import Checks, Written, find_lasting, is_given_up, still_trying
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
-from moorage.errors import Conflict, MoorageError, Rejected, StateConflict, Unavailable
+from moorage.errors import Conflict, MoorageError, NotFound, Rejected, StateConflict, Unavailable
 from moorage.model.steps import ControllerStep
 from moorage.model.volume import Fault, Progress, Volume
 from moorage.rules.explanations import check_step, explain
@@ -121,8 +121,7 @@ class Registrations:
         self._checks.check_request(volumes)
         for volume in volumes:
             self._checks.check_can_create(volume, self._checks.find_working_plugin(volume))
-        self._checks.check_namespaces(volumes)
-        self._check_doubles(volumes)
+        self._check_targets(volumes)
         results: list[Volume | None] = [None] * len(volumes)
         failures: list[str] = []
 
@@ -139,7 +138,12 @@ class Registrations:
             raise Rejected(join_errors(sorted(failures)), code="create_failed")
         return self._checks.answer([v for v in results if v is not None], self._reads.volumes_index, "")
 
-    def _check_doubles(self, volumes: Sequence[Volume]) -> None:
+    def _check_targets(self, volumes: Sequence[Volume]) -> None:
+        """Namespaces exist and no volume comes twice; refusals have the form that a failed create has."""
+        try:
+            self._checks.check_namespaces(volumes)
+        except NotFound as error:
+            raise NotFound(join_errors([error.message]), code=error.code, **error.fields) from error
         seen: set[tuple[str, str]] = set()
         for volume in volumes:
             if volume.key in seen:
@@ -178,9 +182,9 @@ class Registrations:
             after = change.after
             if not isinstance(after, Volume):
                 return Fault(method="", status="", message="the volume was removed", final=True)
-            if after.wanted == "absent" and after.progress.last_fault is not None:
-                return after.progress.last_fault
-            return after if after.state == "ready" else None
+            if after.wanted == "absent":
+                return after.progress.last_fault or _GONE
+            return after if after.state == "ready" else find_lasting(after.progress)
 
         with self._repo.feed.signals.listen((key,), settled) as listening:
             if revision is not None:
@@ -188,8 +192,10 @@ class Registrations:
             result = await listening.result(timeout_s=self._settings.request_s)
         if result is None:
             raise self._checks.too_late(key, "is not created yet")
-        if isinstance(result, Fault):
+        if isinstance(result, Fault) and result.final:
             raise Rejected(explain(_step_of(volume), result), code="driver_refused", volume=volume.id)
+        if isinstance(result, Fault):
+            raise still_trying(explain(_step_of(volume), result), f'delete volume "{volume.id}" to give up')
         return cast(Volume, result)
 
     async def _update_created(self, old: Record[Volume], sent: Volume) -> Volume:
@@ -222,7 +228,8 @@ class Registrations:
         def settled(change: Change) -> Volume | None:
             after = change.after
             if isinstance(after, Volume):
-                return after if not (after.expand_min_bytes or after.expand_max_bytes) else None
+                is_settled = not (after.expand_min_bytes or after.expand_max_bytes)
+                return after if is_settled or find_lasting(after.progress) else None
             return replace(old.value, progress=Progress(last_fault=_GONE))
 
         with self._repo.feed.signals.listen((key,), settled) as listening:
@@ -233,6 +240,8 @@ class Registrations:
         fault = after.progress.last_fault
         if fault is not None:
             text = explain(_step_of(intent), fault)
+            if not fault.final:
+                raise still_trying(f"{prefix}unable to expand volume: {text}", "")
             raise Rejected(f"{prefix}unable to expand volume: {text}", code="driver_refused", volume=after.id)
         found = self._repo.view.volumes.find(key)
         if found is None:

@@ -93,6 +93,10 @@ def parse(text: str) -> Body:
     """
     if len(text) > INPUT_CHARACTERS_MAX:
         raise BadRequest(f"the text is longer than {INPUT_CHARACTERS_MAX} characters", code="spec_too_large")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        refuse(text, error.start, "half of a surrogate pair is no character")
     nul = text.find("\x00")
     if nul >= 0:
         refuse(text, nul, "a NUL character is not allowed")
@@ -226,7 +230,7 @@ def _json_parser() -> Lark:
 # -- what was wrong --------------------------------------------------------------------------------------------------
 
 _VALUES = frozenset({"STRING", "NUMBER", "BOOL", "LBRACE", "LBRACK"})
-_UNIT = re.compile(r"=\s*[0-9.]+[ \t]*[kmgtpe]i?b?$", re.IGNORECASE)
+_UNIT = re.compile(r"=\s*([0-9.]+[ \t]*[kmgtpe]i?b?)\s*[\w.-]*\s*$", re.IGNORECASE)
 _NAMES = {
     "IDENT": "a name",
     "STRING": "text in quotes",
@@ -252,8 +256,9 @@ def _refuse_token(text: str, error: UnexpectedToken) -> NoReturn:
     parts += [_NAMES[name] for name in _NAMES if name in expected]
     wanted = " or ".join(parts)
     position = len(text.rstrip()) if token.type == "$END" else token.start_pos or 0
-    if _UNIT.search(text[:position].rstrip()[-40:]):
-        refuse(text, position, f'expected {wanted}; a number with a unit goes into quotes, as in "10GiB"')
+    unit = _UNIT.search(text, max(0, position - 200), position)
+    if unit:
+        refuse(text, unit.start(1), f'a number with a unit goes into quotes: "{unit.group(1)}"')
     if token.type == "$END":
         refuse(text, position, f"the text ends too early; expected {wanted}")
     found = {"STRING": "the text", "IDENT": "the bare word", "NUMBER": "the number"}.get(token.type, "")

@@ -95,10 +95,10 @@ def publish_fact(item: Item) -> PublishFact:
     use = item.use
     if use is None:
         return "unbegun"
-    if use.phase in ("gone", "foul"):
-        return use.phase
     seen = item.view.seen.published.get(item.claim_id, "absent")
-    if seen == "broken":
+    if use.phase == "gone":
+        return "gone" if seen in ("absent", "plain") else "foul"
+    if use.phase == "foul" or seen == "broken":
         return "foul"
     is_ready = use.phase == "done" and use.boot_id == item.view.boot_id and seen == use.seen_as
     return "ready" if is_ready else "open"
@@ -144,9 +144,8 @@ def stage_fact(view: View, use: Use) -> StageFact:
 
 def _is_staging_used(view: View, besides: ClaimId) -> bool:
     """Whether something other than this claim lives on the staging or is on its way to it."""
-    return any(u.phase != "gone" and u.claim_id != besides for u in view.uses) or any(
-        goal_of(a) == "mount" and a.claim.id != besides for a in view.assignments
-    )
+    is_living = any(u.claim_id != besides and publish_fact(_item_of(view, u)) != "gone" for u in view.uses)
+    return is_living or any(goal_of(a) == "mount" and a.claim.id != besides for a in view.assignments)
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------

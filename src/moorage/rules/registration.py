@@ -38,8 +38,9 @@ def check_volume(volume: Volume) -> None:
         findings.append("must include at least one capability block")
     findings += _check_topologies(volume)
     for name, size in (("min", volume.requested_min_bytes), ("max", volume.requested_max_bytes)):
-        if not 0 <= size <= BYTES_MAX:
-            findings.append(f"requested capacity {name} must be between 0 and {BYTES_MAX} bytes")
+        # A negative size is for the driver to refuse, as recorded; what does not fit the wire never reaches it.
+        if not -BYTES_MAX <= size <= BYTES_MAX:
+            findings.append(f"requested capacity {name} is larger than {BYTES_MAX} bytes")
     try:
         check_volume_id(volume.id)
     except BadRequest as error:

@@ -10,15 +10,19 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
 import anyio
+import anyio.abc
+import anyio.to_thread
 import msgspec
 import structlog
 
 from moorage.agent import main as agent
+from moorage.agent.host import describe_host
 from moorage.agent.ports import DriverSpec
 from moorage.api.app import App
 from moorage.api.http import Request
@@ -195,18 +199,21 @@ async def _start_agent(group: anyio.abc.TaskGroup, settings: DevSettings, app: A
     state_dir = _make_private(settings.data_dir / "node")
     socket = choose_socket(settings.data_dir, settings.plugin_id)
     _make_private(socket.parent)
-    node_id = agent.load_node_id(state_dir)
+    node = await anyio.to_thread.run_sync(describe_host, state_dir)
     child = ChildDriver(
-        socket=socket, data_dir=_make_private(settings.data_dir / "drivers" / settings.plugin_id), node_id=node_id
+        socket=socket, data_dir=_make_private(settings.data_dir / "drivers" / settings.plugin_id), node_id=node.id
     )
     group.start_soon(supervise, child)
     drivers = {settings.plugin_id: DriverSpec(socket=str(socket))}
     drivers |= {name: DriverSpec(socket=path) for name, path in settings.plugins.items()}
     client = Client(CallTransport(_make_handle(app)))
-    await group.start(lambda **k: agent.run(client, drivers, state_dir=state_dir, **k))
+    await group.start(partial(agent.run, client, drivers, state_dir=state_dir, node=node))
 
 
-def _make_handle(app: App):  # type: ignore[no-untyped-def]
+Handle = Callable[[str, str, Mapping[str, str], bytes | None], Awaitable[ClientAnswer]]
+
+
+def _make_handle(app: App) -> Handle:
     """The app as a function of method, path, query and body: the embedded agent asks it without a socket."""
 
     async def handle(method: str, path: str, query: Mapping[str, str], body: bytes | None) -> ClientAnswer:

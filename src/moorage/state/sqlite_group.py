@@ -88,9 +88,9 @@ class GroupCommit:
         overlay: dict[str, Entry | None] = {}
         batches: list[EventBatch] = []
         results: list[TxnResult] = []
-        revision = self._revision
         try:
             self._begin()
+            revision = self._revision
             for transaction in transactions:
                 succeeded = all(self._find(c.key, overlay) == c.revision for c in transaction.compares)
                 ops = transaction.then if succeeded else transaction.otherwise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -149,6 +150,9 @@ def _prepare_socket(path: str) -> None:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     if not os.path.lexists(path):
         return
+    # A connect to a plain file is refused just as one to a dead socket: the kind must be looked at.
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise BadRequest(f"endpoint {path} exists and is not a socket: remove it, or choose another path")
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.settimeout(1.0)
@@ -156,9 +160,7 @@ def _prepare_socket(path: str) -> None:
     except ConnectionRefusedError:
         os.unlink(path)
     except OSError as error:
-        raise BadRequest(
-            f"endpoint {path} exists and is not a socket to be replaced: {error.strerror or error}"
-        ) from error
+        raise BadRequest(f"endpoint {path} exists and cannot be replaced: {error.strerror or error}") from error
     else:
         raise Unavailable(f"another process serves {path}: stop it first")
     finally:

@@ -28,7 +28,7 @@ from moorage.errors import Unavailable
 
 Record = VolumeRecord | SnapshotRecord
 
-LOCK_WAIT_S = 10.0
+LOCK_WAIT_S = 5.0
 DATA_MODE = 0o755
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -53,13 +53,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 class Storage:
     """The directory of one driver process."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self.directory = directory
         self.temp = os.path.join(directory, "temp")
         self.trash = os.path.join(directory, "trash")
         self.node = os.path.join(directory, "node")
         self._places = {kind: os.path.join(directory, kind) for kind in ("volumes", "snapshots")}
         self._lock = -1
+        self._lock_wait_s = lock_wait_s
         self.broken = ""
         self.size_bytes = 0
 
@@ -204,7 +205,7 @@ class Storage:
     def _take_lock(self) -> None:
         """One process per directory. A killed predecessor may need a moment to be gone."""
         self._lock = os.open(os.path.join(self.directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        until = time.monotonic() + LOCK_WAIT_S
+        until = time.monotonic() + self._lock_wait_s
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
