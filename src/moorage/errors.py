@@ -98,7 +98,7 @@ class DeadlineExceeded(Unavailable):
 
 
 class DriverFault(MoorageError):
-    """A CSI call failed. ``method`` is the CSI method, ``status`` the gRPC code's name, ``final`` whether it is over."""
+    """A CSI call failed. ``method``: the CSI method; ``status``: the gRPC code's name; ``final``: it is over."""
 
     code = "driver_fault"
 

@@ -284,6 +284,10 @@ async def test_publish_rules(client: Client) -> None:
     (client.place / "file").write_text("file")
     onto = client.publish_request(target=f"{client.place}/file")
     await client.refused(publish, onto, "FAILED_PRECONDITION", "not a directory")
+    mounted = client.place / "mounted"
+    mounted.mkdir()
+    mounting.bind("/proc", mounted)
+    await client.refused(publish, client.publish_request(target=str(mounted)), "FAILED_PRECONDITION", "another")
     Path(client.target).mkdir()  # some orchestrators make it
     await client.publish()
 

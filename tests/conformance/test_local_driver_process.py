@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from moorage.csi import calls
 from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.program import main
 from moorage.csi.local.records import VolumeRecord
-from moorage.csi.local.server import parse_endpoint, serve
+from moorage.csi.local.server import parse_endpoint, serve, status_of
 from moorage.csi.local.storage import Change, Storage
 from moorage.csi.proto import csi_pb2 as csi
 from moorage.errors import BadRequest, DriverFault, Rejected, Unavailable
@@ -152,6 +153,28 @@ def test_endpoints_that_cannot_be_served(endpoint: str, text: str, tmp_path: Pat
         ).returncode
         == 2
     )
+
+
+async def test_node_ids_that_cannot_be_topology_values(tmp_path: Path) -> None:
+    for node_id in ("", "-a", "a b", "x" * 64, "é"):
+        with pytest.raises(BadRequest, match="node id"):
+            await serve(endpoint=f"unix://{tmp_path}/csi.sock", data_dir=tmp_path / "data", node_id=node_id)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (errno.ENOSPC, "RESOURCE_EXHAUSTED"),
+        (errno.EDQUOT, "RESOURCE_EXHAUSTED"),
+        (errno.ECANCELED, "UNAVAILABLE"),
+        (errno.EBUSY, "UNAVAILABLE"),
+        (errno.EIO, "INTERNAL"),
+        (errno.EACCES, "INTERNAL"),
+    ],
+)
+def test_statuses_of_the_kernels_errors(number: int, status: str) -> None:
+    assert status_of(OSError(number, "text")).name == status
 
 
 def test_endpoint_forms() -> None:

@@ -74,7 +74,7 @@ class World:
         return [thing for thing in things if not thing.busy and not thing.deletion_unsure and (thing.id or not known)]
 
 
-class Killed(Exception):
+class DriverGoneError(Exception):
     """The driver went away during the call."""
 
 
@@ -89,25 +89,24 @@ class Life:
         try:
             answer = await call(self.channel, rpc, request, timeout_s=20)
         except DriverFault as fault:
-            assert fault.status in ("UNAVAILABLE", "CANCELLED", "UNKNOWN"), fault
-            raise Killed from fault
+            if fault.status not in ("UNAVAILABLE", "CANCELLED", "UNKNOWN"):
+                raise
+            raise DriverGoneError from fault
         self.world.answered += 1
         return answer
 
     async def create(self, thing: Thing) -> None:
         request = csi.CreateVolumeRequest(name=thing.name, volume_capabilities=[CAPABILITY])
-        request.capacity_range.required_bytes = MIB
         if thing.source:
             request.volume_content_source.volume.volume_id = thing.source
-        volume_id = (await self.ask(calls.CREATE_VOLUME, request)).volume.volume_id
-        assert thing.id in ("", volume_id), "a name changed its volume"
-        thing.id = volume_id
+        else:
+            request.capacity_range.required_bytes = MIB
+        volume = (await self.ask(calls.CREATE_VOLUME, request)).volume
+        thing.id, thing.size = volume.volume_id, volume.capacity_bytes
 
     async def snapshot(self, thing: Thing) -> None:
         request = csi.CreateSnapshotRequest(name=thing.name, source_volume_id=thing.source)
-        snapshot_id = (await self.ask(calls.CREATE_SNAPSHOT, request)).snapshot.snapshot_id
-        assert thing.id in ("", snapshot_id), "a name changed its snapshot"
-        thing.id = snapshot_id
+        thing.id = (await self.ask(calls.CREATE_SNAPSHOT, request)).snapshot.snapshot_id
 
     async def delete(self, thing: Thing, things: list[Thing]) -> None:
         thing.deletion_unsure = True
@@ -146,7 +145,7 @@ class Life:
         try:
             while True:
                 await self.choose()
-        except Killed:
+        except DriverGoneError:
             return
 
     async def choose(self) -> None:

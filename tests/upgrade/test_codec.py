@@ -50,16 +50,15 @@ LISTED = ExternalVolume(
 
 CLAIM_STATES: tuple[claim.ClaimState, ...] = (
     claim.Taken(),
-    claim.Attached(publish_context=TEXTS, external_node_id="n-1"),
+    claim.Attached(publish_context=TEXTS),
     claim.Mounted(
         path="/srv/data",
         publish_path="/var/lib/p",
         staging_path="/var/lib/s",
         grown_bytes=5,
         publish_context=TEXTS,
-        external_node_id="n-1",
     ),
-    claim.NodeDetached(external_node_id="n-1"),
+    claim.NodeDetached(),
     claim.ControllerDetached(),
 )
 STEPS: tuple[steps.ControllerStep, ...] = (
@@ -152,6 +151,7 @@ def make_volume() -> Volume:
         expand_min_bytes=3,
         expand_max_bytes=4,
         node_expansion_bytes=5,
+        delete_secrets=Secrets({"token": "t"}),
         created_at_ns=1700000000000000004,
         modified_at_ns=1700000000000000005,
         progress=PROGRESS,
@@ -168,6 +168,7 @@ def make_claim(state: claim.ClaimState) -> Claim:
         plugin_id=PLUGIN,
         external_id="vol-1",
         node_id=NodeId("n1"),
+        external_node_id="n-1",
         read_only=True,
         access_mode="multi-node-reader-only",
         attachment_mode="file-system",
@@ -346,11 +347,11 @@ def test_newer_version_is_named() -> None:
     assert "secret-looking" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"1", b"{}", b"0\n{}", b"-1\n{}", b"x\n{}", b"1 \n{}", b"1\n", b"1\n{", b"1\n[]", b'1\n{"id":"a"}', b"9" * 99]
-    + [b'1\n{"id":1,"namespace":"hunter2","plugin_id":"p"}', b"\xff\n{}", "١\n{}".encode()],
-)
+BAD_HEADERS = [b"", b"1", b"{}", b"0\n{}", b"-1\n{}", b"x\n{}", b"1 \n{}", b"9" * 99, b"\xff\n{}", "١\n{}".encode()]
+BAD_BODIES = [b"1\n", b"1\n{", b"1\n[]", b'1\n{"id":"a"}', b'1\n{"id":1,"namespace":"hunter2","plugin_id":"p"}']
+
+
+@pytest.mark.parametrize("data", [*BAD_HEADERS, *BAD_BODIES])
 def test_damaged_value_is_unavailable_and_not_shown(data: bytes) -> None:
     with pytest.raises(StoreUnavailable, match="Volume record cannot be read") as caught:
         codec.decode(Volume, data)

@@ -6,7 +6,6 @@ Secrets are always null, mount flags always redacted. Source: contract volumes-a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from moorage.engine.listings import SnapshotMade
@@ -14,6 +13,7 @@ from moorage.engine.reads import VolumeRead
 from moorage.model.claim import Allocation, Claim, Mounted, TaskEvent, VolumeRequest
 from moorage.model.plugin import ControllerInfo, Instance, NodeInfo, Plugin
 from moorage.model.snapshot import ExternalVolume, Snapshot
+from moorage.model.times import format_time
 from moorage.model.volume import MountOptions, Topology, TopologyRequest
 from moorage.rules.plugins import measure_health
 from moorage.rules.registration import REDACTED
@@ -269,16 +269,6 @@ def _task_event(event: TaskEvent) -> Json:
         "Time": event.at_ns,
         "Type": event.type,
     }
-
-
-def format_time(at_ns: int) -> str | None:
-    """RFC 3339 in UTC with up to nine fractional digits; null for never."""
-    if not at_ns:
-        return None
-    seconds, rest = divmod(at_ns, 1_000_000_000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f".{rest:09d}".rstrip("0") if rest else ""
-    return f"{text}{fraction}Z"
 
 
 # -- plugins ---------------------------------------------------------------------------------------------------------

@@ -109,7 +109,10 @@ async def list_node_allocations(service: Service, request: Request, node_id: str
     await wait_for_change(service, options, topics, lambda: reads.table_index(ALLOCATIONS))
     if reads.find_node(node_id) is None:
         return _no_node(node_id)
-    rows = [answers.allocation_stub(r.value, r.created, r.modified) for r in reads.list_allocations("*", "", node_id)]
+    rows = [
+        answers.allocation_row(r.value, r.created, r.modified, reads.claims_of(r.value))
+        for r in reads.list_allocations("*", "", node_id)
+    ]
     return json_answer(request, rows, Meta(index=reads.table_index(ALLOCATIONS)))
 
 

@@ -47,6 +47,20 @@ PROGRAMS = (
         "moorage dev -data-dir /var/lib/moorage",
     ),
     Program(
+        ("server",),
+        "add_server_arguments",
+        "run_server",
+        "keep the records and serve the API, without an agent",
+        "moorage server -bind 127.0.0.1:4646 -data-dir /var/lib/moorage/server",
+    ),
+    Program(
+        ("agent",),
+        "add_agent_arguments",
+        "run_agent",
+        "mount volumes on this host for a server",
+        "moorage agent -server http://127.0.0.1:4646 -plugin nfs=unix:///run/csi/nfs/csi.sock",
+    ),
+    Program(
         ("driver", "local"),
         "add_driver_arguments",
         "run_driver",

@@ -23,7 +23,6 @@ from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
 
-
 # After so many failed tries the caller is told what the driver says, and may ask again.
 TRIES_TOLD = 3
 

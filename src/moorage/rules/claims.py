@@ -35,6 +35,7 @@ from moorage.model.claim import (
 )
 from moorage.model.steps import Attached as AttachDone
 from moorage.model.steps import AttachVolume, DetachVolume, Done, Failed, Outcome
+from moorage.model.times import format_time
 from moorage.model.volume import (
     ACCESS_MODES,
     ATTACHMENT_MODES,
@@ -145,7 +146,7 @@ def _conflict(why: str, volume: Volume, holders: list[Claim]) -> Conflict:
     released = ", which is being released" if holder.wanted == "released" else ""
     text = (
         f'{why}: volume "{volume.id}" is held by allocation {holder.allocation_id} on node {holder.node_id} '
-        f"since {holder.created_at_ns // 1_000_000_000} (seconds since 1970){released}{more}"
+        f"since {format_time(holder.created_at_ns)}{released}{more}"
     )
     return Conflict(
         text,

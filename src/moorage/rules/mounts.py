@@ -76,7 +76,7 @@ def next_action(view: View, held_back: frozenset[ClaimId] = frozenset()) -> Acti
                 return action
     is_orphaned = not view.uses and all(goal_of(a) == "none" for a in view.assignments)
     if view.staging is not None and is_orphaned and NOBODY not in held_back:
-        return _unstage(view, view.staging, NOBODY)
+        return _unstage(view, view.staging.staging_path, NOBODY)
     return REST
 
 
@@ -134,10 +134,10 @@ def stage_fact(view: View, use: Use) -> StageFact:
     staging, seen = view.staging, view.seen.staging
     if not use.staging_path:
         return "unneeded"
+    if seen == "broken" or (staging is not None and staging.phase == "foul"):
+        return "foul"
     if staging is None:
         return "open"
-    if staging.phase == "foul" or seen == "broken":
-        return "foul"
     is_ready = staging.phase == "done" and staging.boot_id == view.boot_id and seen == staging.seen_as
     return "ready" if is_ready else "open"
 
@@ -228,16 +228,17 @@ def _advance(item: Item) -> Action:
 
 
 def _clear_staging(item: Item) -> Action:
-    """A staging that must be undone first, as soon as nothing stands on it."""
+    """A staging that must be undone first, as soon as nothing stands on it. Under a publication that works it stays:
+    staging again lets the driver repair it, or say why not."""
     view = item.view
     if any(publish_fact(_item_of(view, u)) == "ready" for u in view.uses):
         return _stage(item)
     standing = {i for i, kind in view.seen.published.items() if kind in ("mount", "link", "broken")}
     if item.claim_id in standing:
         return _unpublish(item)
-    if standing & {u.claim_id for u in view.uses} or view.staging is None:
+    if standing & {u.claim_id for u in view.uses}:
         return REST
-    return _unstage(view, view.staging, item.claim_id)
+    return _unstage(view, item.begun.staging_path, item.claim_id)
 
 
 def _item_of(view: View, use: Use) -> Item:
@@ -305,8 +306,8 @@ def _undo(item: Item) -> Action:
     return _unpublish(item) if item.begun.bind == "none" else _unbind(item)
 
 
-def _unstage(view: View, staging: Staging, claim_id: ClaimId) -> Action:
-    step = UnstageVolume(external_id=staging.external_id, staging_path=staging.staging_path)
+def _unstage(view: View, path: str, claim_id: ClaimId) -> Action:
+    step = UnstageVolume(external_id=view.disk.external_id, staging_path=path)
     return Unstage(claim_id=claim_id, step=step)
 
 
@@ -314,7 +315,7 @@ def _finish(item: Item) -> Action:
     """Unpublished: undo the staging if this was its last use, then tell."""
     view = item.view
     if view.staging is not None and not _is_staging_used(view, item.claim_id):
-        return _unstage(view, view.staging, item.claim_id)
+        return _unstage(view, view.staging.staging_path, item.claim_id)
     report = UnmountedReport(claim_id=item.claim_id, revision=item.known.revision)
     return _unless_told(item, ReportUnmounted(claim_id=item.claim_id, report=report))
 

@@ -34,3 +34,31 @@ def run_driver(args: argparse.Namespace) -> int:
     from moorage.csi.local.program import run
 
     return run(args)
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of ``moorage server``."""
+    from moorage.serve.server import add_arguments
+
+    add_arguments(parser)
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """Run ``moorage server`` until it is told to stop; returns the exit code."""
+    from moorage.serve.server import run
+
+    return run(args)
+
+
+def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of ``moorage agent``."""
+    from moorage.serve.node import add_arguments
+
+    add_arguments(parser)
+
+
+def run_agent(args: argparse.Namespace) -> int:
+    """Run ``moorage agent`` until it is told to stop; returns the exit code."""
+    from moorage.serve.node import run
+
+    return run(args)

@@ -70,7 +70,8 @@ async def serve_http(
     async with anyio.create_task_group() as group:
 
         async def wait_started() -> None:
-            while not server.started:
+            # uvicorn has no event for it.
+            while not server.started:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
             task_status.started()
 

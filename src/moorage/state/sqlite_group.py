@@ -9,25 +9,19 @@ Never: the event loop, clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apsw
 import msgspec
 
 from moorage.model.ids import Revision
 from moorage.state.sqlite_format import LOG_STRIDE, read_counters
+from moorage.state.sqlite_rows import Rows
 from moorage.state.store import Compare, Delete, Entry, Event, EventBatch, Op, TxnResult
 
 # Rows of old history that one commit removes at least; it removes twice what it writes when that is more.
 PURGE_ROWS_MIN = 256
 
-_SELECT = "SELECT value, create_revision, modify_revision, version FROM current WHERE k = ?"
-_UPSERT = (
-    "INSERT INTO current VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (k) DO UPDATE SET "
-    "value = ?2, create_revision = ?3, modify_revision = ?4, version = ?5"
-)
-_DELETE = "DELETE FROM current WHERE k = ?"
-_LOG = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _META = "UPDATE meta SET value = ? WHERE name = ?"
 _PURGE_BOUND = "SELECT id FROM log WHERE id < ? ORDER BY id LIMIT 1 OFFSET ?"
 _PURGE = "DELETE FROM log WHERE id < ?"
@@ -62,8 +56,10 @@ class GroupCommit:
 
     def __init__(self, connection: apsw.Connection, *, history_revisions: int, history_bytes: int) -> None:
         self._db = connection
+        self._rows = Rows(connection)
         self._history_revisions = history_revisions
         self._history_bytes = history_bytes
+        self._history_stride = history_revisions // 16
         self.commits = 0
         self._is_put_off = False
         self._is_stale = False
@@ -85,24 +81,26 @@ class GroupCommit:
 
     def run(self, transactions: Sequence[Txn]) -> GroupResult:
         """Check, write and commit a group. Raises apsw errors, after everything has been taken back."""
-        overlay: dict[str, Entry | None] = {}
         batches: list[EventBatch] = []
         results: list[TxnResult] = []
         try:
             self._begin()
             revision = self._revision
+            overlay = self._rows.read({key for transaction in transactions for key in _keys(transaction)})
             for transaction in transactions:
-                succeeded = all(self._find(c.key, overlay) == c.revision for c in transaction.compares)
+                succeeded = all(_modify_revision(overlay[c.key]) == c.revision for c in transaction.compares)
                 ops = transaction.then if succeeded else transaction.otherwise
-                events = self._apply(ops, overlay, Revision(revision + 1))
+                events = _apply(ops, overlay, Revision(revision + 1))
                 if events:
                     revision += 1
                     batches.append(EventBatch(Revision(revision), events))
                 results.append(TxnResult(succeeded, Revision(revision)))
             if batches:
-                self._write(overlay, batches)
+                changed = {event.key: overlay[event.key] for batch in batches for event in batch.events}
+                self._rows.write(changed.items(), (event for batch in batches for event in batch.events))
                 self._advance(batches)
                 self._db.execute("COMMIT")
+                self._rows.keep(changed.items())
                 self.commits += 1
                 self._is_put_off = False
             else:
@@ -156,45 +154,10 @@ class GroupCommit:
     def _take_back(self) -> None:
         # What is in memory may be ahead of the disk, which may be unreadable now: it is read anew before the next use.
         self._is_stale = True
+        self._rows.forget()
         # After some errors SQLite has rolled back by itself.
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
-
-    def _find(self, key: str, overlay: dict[str, Entry | None]) -> int:
-        entry = self._entry(key, overlay)
-        return entry.modify_revision if entry is not None else 0
-
-    def _entry(self, key: str, overlay: dict[str, Entry | None]) -> Entry | None:
-        if key in overlay:
-            return overlay[key]
-        row = self._db.execute(_SELECT, (key,)).fetchone()
-        entry = Entry(key, *row) if row is not None else None
-        overlay[key] = entry
-        return entry
-
-    def _apply(self, ops: Sequence[Op], overlay: dict[str, Entry | None], revision: Revision) -> tuple[Event, ...]:
-        events: list[Event] = []
-        for op in ops:
-            previous = self._entry(op.key, overlay)
-            if isinstance(op, Delete):
-                if previous is None:
-                    continue
-                entry = None
-            elif previous is None:
-                entry = Entry(op.key, op.value, revision, revision, 1)
-            else:
-                entry = Entry(op.key, op.value, previous.create_revision, revision, previous.version + 1)
-            overlay[op.key] = entry
-            events.append(Event(op.key, revision, entry, previous))
-        return tuple(events)
-
-    def _write(self, overlay: dict[str, Entry | None], batches: Sequence[EventBatch]) -> None:
-        changed = {event.key for batch in batches for event in batch.events}
-        removed = [(key,) for key in changed if overlay[key] is None]
-        if removed:
-            self._db.executemany(_DELETE, removed)
-        self._db.executemany(_UPSERT, (_entry_row(overlay[key]) for key in changed if overlay[key] is not None))
-        self._db.executemany(_LOG, (_log_row(n, e) for batch in batches for n, e in enumerate(batch.events)))
 
     def _advance(self, batches: Sequence[EventBatch]) -> None:
         rows = 0
@@ -207,10 +170,11 @@ class GroupCommit:
         self._db.execute(_META, (self._revision, "revision"))
         target = self._compacted
         sizes = self._sizes
-        while sizes and (len(sizes) > self._history_revisions or self._kept_bytes > self._history_bytes):
-            target, size = sizes.popleft()
-            self._kept_bytes -= size
-        if target > self._compacted:
+        # In strides, so that most commits have nothing to forget.
+        if len(sizes) > self._history_revisions + self._history_stride or self._kept_bytes > self._history_bytes:
+            while sizes and (len(sizes) > self._history_revisions or self._kept_bytes > self._history_bytes):
+                target, size = sizes.popleft()
+                self._kept_bytes -= size
             self._forget(target)
         if self._purged < self._compacted:
             self._purge(max(PURGE_ROWS_MIN, 2 * rows))
@@ -233,24 +197,28 @@ def _bytes(entry: Entry | None) -> int:
     return len(entry.value) if entry is not None else 0
 
 
-def _entry_row(entry: Entry | None) -> tuple[str, bytes, int, int, int]:
-    assert entry is not None
-    return (entry.key, entry.value, entry.create_revision, entry.modify_revision, entry.version)
+def _keys(transaction: Txn) -> Iterator[str]:
+    for part in (transaction.compares, transaction.then, transaction.otherwise):
+        for one in part:
+            yield one.key
 
 
-_Row = tuple[int, str, bytes | None, int | None, int | None, bytes | None, int | None, int | None, int | None]
+def _modify_revision(entry: Entry | None) -> int:
+    return entry.modify_revision if entry is not None else 0
 
 
-def _log_row(position: int, event: Event) -> _Row:
-    entry, previous = event.entry, event.previous
-    return (
-        event.revision * LOG_STRIDE + position,
-        event.key,
-        entry.value if entry else None,
-        entry.create_revision if entry else None,
-        entry.version if entry else None,
-        previous.value if previous else None,
-        previous.create_revision if previous else None,
-        previous.modify_revision if previous else None,
-        previous.version if previous else None,
-    )
+def _apply(ops: Sequence[Op], overlay: dict[str, Entry | None], revision: Revision) -> tuple[Event, ...]:
+    events: list[Event] = []
+    for op in ops:
+        previous = overlay[op.key]
+        if isinstance(op, Delete):
+            if previous is None:
+                continue
+            entry = None
+        elif previous is None:
+            entry = Entry(op.key, op.value, revision, revision, 1)
+        else:
+            entry = Entry(op.key, op.value, previous.create_revision, revision, previous.version + 1)
+        overlay[op.key] = entry
+        events.append(Event(op.key, revision, entry, previous))
+    return tuple(events)

@@ -4,7 +4,7 @@ Shapes: ``Keeper.run`` carries an operation in the driver's own task group, so t
     leave it half done. ``commit`` collects changes that arrive together into one write by one worker thread.
 Units:  waits in seconds.
 Raises Rejected ABORTED when an operation for the same key goes on for longer than PENDING_WAIT_S.
-Never:  runs more than COPIES_MAX copies at once; starts an operation without its key.
+Never:  runs more than COPIES_MAX copies or carries more than OPERATIONS_MAX operations at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -32,6 +31,7 @@ T = TypeVar("T")
 PENDING_WAIT_S = 1.0
 GROUP_MAX = 256
 COPIES_MAX = 2
+OPERATIONS_MAX = 4096
 
 
 class _Outcome(Generic[T]):
@@ -67,7 +67,10 @@ class Keeper:
         self._wake_commit = anyio.Event()
         self._wake_sweep = anyio.Event()
         self._stopping = threading.Event()
+        # Limiters of their own: calls that hang on a sick mount must not take the threads of the rest.
         self._copies = anyio.CapacityLimiter(COPIES_MAX)
+        self._commits = anyio.CapacityLimiter(1)
+        self._sweeps = anyio.CapacityLimiter(1)
         self._group: anyio.abc.TaskGroup | None = None
 
     async def run_until_cancelled(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -99,6 +102,8 @@ class Keeper:
         assert self._group is not None
         if key in self._held:
             await self._wait_for(key)
+        if len(self._held) >= OPERATIONS_MAX:
+            raise refuse("UNAVAILABLE", f"{OPERATIONS_MAX} operations are pending: try again")
         self._held[key] = anyio.Event()
         outcome: _Outcome[T] = _Outcome()
         self._group.start_soon(self._carry, key, operation, outcome)
@@ -179,7 +184,7 @@ class Keeper:
             while self._waiting:
                 group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
                 changes = [change for change, _ in group]
-                errors = await anyio.to_thread.run_sync(partial(self.storage.commit, changes))
+                errors = await anyio.to_thread.run_sync(self.storage.commit, changes, limiter=self._commits)
                 for (_, outcome), error in zip(group, errors, strict=True):
                     outcome.error = error
                     outcome.done.set()
@@ -189,4 +194,4 @@ class Keeper:
         while True:
             await self._wake_sweep.wait()
             self._wake_sweep = anyio.Event()
-            await anyio.to_thread.run_sync(self.storage.sweep, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self.storage.sweep, abandon_on_cancel=True, limiter=self._sweeps)

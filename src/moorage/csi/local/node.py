@@ -7,9 +7,9 @@ Source: CSI spec 1.12, "Node Service RPC".
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
+import anyio
 import anyio.to_thread
 
 from moorage.csi.local import checks
@@ -23,6 +23,8 @@ from moorage.csi.proto import csi_pb2 as csi
 
 T = TypeVar("T")
 
+THREADS_MAX = 32
+
 _Rpc = csi.NodeServiceCapability.RPC
 _ABILITIES = (_Rpc.STAGE_UNSTAGE_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.EXPAND_VOLUME, _Rpc.SINGLE_NODE_MULTI_WRITER)
 
@@ -34,6 +36,7 @@ class Node:
         self._keeper = keeper
         self._publisher = publisher
         self._node_id = node_id
+        self._threads = anyio.CapacityLimiter(THREADS_MAX)
 
     async def node_get_capabilities(self, _: csi.NodeGetCapabilitiesRequest) -> csi.NodeGetCapabilitiesResponse:
         """What this node can do."""
@@ -121,7 +124,7 @@ class Node:
                 ]
             )
 
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
     async def node_expand_volume(self, request: csi.NodeExpandVolumeRequest) -> csi.NodeExpandVolumeResponse:
         """Check that the controller has recorded the size; a directory has nothing to grow."""
@@ -131,7 +134,7 @@ class Node:
         if request.HasField("volume_capability"):
             checks.check_access(request.volume_capability)
         volume = self._get(volume_id)
-        await anyio.to_thread.run_sync(self._publisher.check_shown, volume, path)
+        await anyio.to_thread.run_sync(self._publisher.check_shown, volume, path, limiter=self._threads)
         if not wanted.holds(volume.capacity_bytes):
             text = f"volume {volume_id} has {volume.capacity_bytes} bytes, outside capacity_range: expand it first"
             raise refuse("OUT_OF_RANGE", f"{text} by ControllerExpandVolume")
@@ -142,7 +145,7 @@ class Node:
 
         async def operation() -> T:
             volume = self._get(volume_id)
-            return await anyio.to_thread.run_sync(partial(work, volume))
+            return await anyio.to_thread.run_sync(work, volume, limiter=self._threads)
 
         return await self._keeper.run(f"volume:{volume_id}", operation)
 

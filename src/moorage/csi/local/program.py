@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--die-with-parent",
         action="store_true",
-        help="end when the process that started this one ends, however it ends",
+        help="end when the thread that started this process ends, however it ends",
     )
 
 

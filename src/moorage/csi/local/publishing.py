@@ -253,6 +253,8 @@ def _make_target(path: str) -> None:
     except FileExistsError:
         if not os.path.isdir(path):
             raise refuse("FAILED_PRECONDITION", f"target_path {path} is not a directory: remove it first") from None
+        if mounting.is_mount_point(path):
+            raise refuse("FAILED_PRECONDITION", f"another filesystem is mounted at {path}: unmount it first") from None
         if os.listdir(path):
             raise refuse("FAILED_PRECONDITION", f"target_path {path} is not empty: empty it first") from None
     except FileNotFoundError:

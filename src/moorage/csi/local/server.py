@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import time
@@ -40,6 +41,8 @@ CALLS_MAX = 1024
 STOP_GRACE_S = 5.0
 SOCKET_BYTES_MAX = 107
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_TRANSIENT = {errno.ECANCELED, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}
+_NODE_ID = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _PREFIXES = ("unix://", "unix:")
 
 Answer = Callable[[Any], Awaitable[Any]]
@@ -73,8 +76,9 @@ async def serve(
 ) -> None:
     """Serve until cancelled; ready, and said so, when the socket answers. ``may_mount`` None finds it out."""
     path = parse_endpoint(endpoint)
-    if not node_id or len(node_id.encode()) > 63:
-        raise BadRequest("node id must have 1 to 63 bytes")
+    if not _NODE_ID.fullmatch(node_id):
+        rule = "1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
+        raise BadRequest(f"node id {node_id!r} is also a topology value: it needs {rule}")
     storage = Storage(data_dir)
     keeper = Keeper(storage, now_ns=now_ns, new_id=new_id)
     if may_mount is None:
@@ -128,6 +132,13 @@ def make_server(parts: tuple[object, ...]) -> grpc.aio.Server:
     return server
 
 
+def status_of(error: OSError) -> grpc.StatusCode:
+    """The status of an error of the kernel. What another try may mend is not final for orchestrators."""
+    if error.errno in _EXHAUSTED:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+    return grpc.StatusCode.UNAVAILABLE if error.errno in _TRANSIENT else grpc.StatusCode.INTERNAL
+
+
 def _guard(name: str, answer: Answer) -> Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]:
     """The answer with its errors as gRPC statuses."""
 
@@ -137,7 +148,7 @@ def _guard(name: str, answer: Answer) -> Callable[[Any, grpc.aio.ServicerContext
         except Rejected as error:
             await context.abort(grpc.StatusCode[error.code], error.message)
         except OSError as error:
-            status = grpc.StatusCode.RESOURCE_EXHAUSTED if error.errno in _EXHAUSTED else grpc.StatusCode.INTERNAL
+            status = status_of(error)
             text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
             log.error("a call failed", method=name, status=status.name, error=text)
             await context.abort(status, text)

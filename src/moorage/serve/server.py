@@ -1,0 +1,102 @@
+"""``moorage server``: records and API, without an agent; and the same server as a part of ``moorage dev``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+
+from moorage.api.app import App
+from moorage.engine.service import Service
+from moorage.serve.http import address_of, open_socket, serve_http
+from moorage.serve.program import Body, add_log_level, find_state_home, make_private, run_program
+from moorage.state.feed import Feed
+from moorage.state.repo import Repo
+from moorage.state.sqlite import SqliteStore
+
+
+class RealClock:
+    """The host's clock."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the epoch."""
+        return time.time_ns()
+
+
+class RealChance:
+    """The host's randomness."""
+
+    def new_id(self) -> str:
+        """A random UUID."""
+        return str(uuid.uuid4())
+
+    def jitter(self) -> float:
+        """A number in [0, 1)."""
+        return random.random()
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that serves: its base URL, and its parts for those in the same process."""
+
+    url: str
+    app: App
+    service: Service
+    feed: Feed
+
+
+@asynccontextmanager
+async def open_server(bind: str, data_dir: Path) -> AsyncIterator[Running]:
+    """A server that runs while the block does. Raises BadRequest, StoreUnavailable.
+
+    The store is closed last, after everything that may still write to it has ended.
+    """
+    listener = open_socket(bind)
+    try:
+        store = await SqliteStore.open(make_private(data_dir) / "state.db")
+        try:
+            feed = Feed(store)
+            service = Service(Repo(store, feed), RealClock(), RealChance())
+            app = App(service)
+            async with anyio.create_task_group() as group:
+                await group.start(service.run)
+                await group.start(serve_http, app, listener)
+                yield Running(url=address_of(listener), app=app, service=service, feed=feed)
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await store.close()
+    finally:
+        listener.close()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.description = "Keep the records and serve the API. Agents on the hosts that mount volumes register with it."
+    parser.add_argument(
+        "--bind", default="127.0.0.1:4646", metavar="HOST:PORT", help="where to serve (port 0: a free one)"
+    )
+    parser.add_argument("--data-dir", type=Path, default=None, metavar="DIR", help="where the records lie")
+    add_log_level(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code."""
+    data_dir: Path = (args.data_dir or find_state_home() / "moorage" / "server").absolute()
+
+    async def body(group: anyio.abc.TaskGroup) -> None:
+        async with open_server(args.bind, data_dir) as server:
+            print(f"ready {server.url}", flush=True)
+            await anyio.sleep_forever()
+
+    def make_body() -> Body:
+        return body
+
+    return run_program("moorage server", args, make_body)
