@@ -155,8 +155,8 @@ class Node:
         )
 
 
-PATHS = st.sampled_from(["absent", "plain", "mount", "broken"])
-TARGETS = st.sampled_from(
+PATHS: st.SearchStrategy[PathKind] = st.sampled_from(["absent", "plain", "mount", "broken"])
+TARGETS: st.SearchStrategy[TargetKind] = st.sampled_from(
     ["absent", "empty_directory", "full_directory", "empty_file", "other", "link", "mount"]
 )  # fmt: skip
 
@@ -175,7 +175,7 @@ def _add_claim(draw: st.DrawFn, node: Node, claim_id: ClaimId) -> None:
     path = LAYOUT.publish(claim_id)
     staging_path = LAYOUT.staging(DISK) if node.info.requires_stage else ""
     target = draw(st.sampled_from(["", f"/srv/{claim_id}"]))
-    state = draw(
+    state: ClaimState = draw(
         st.sampled_from(
             [
                 Taken(),

@@ -71,7 +71,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="moorage-store-"))
-        self.limits = Limits(group_max=3)
+        self.limits = Limits(group_max=3, recent_bytes=1_000)
         self.portal_manager = start_blocking_portal()
         self.portal = self.portal_manager.__enter__()
         self.memory: MemoryStore = MemoryStore()

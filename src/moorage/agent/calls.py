@@ -14,13 +14,15 @@ from moorage.model.volume import Fault
 LATE_MAX_S = 2.0
 
 
-async def call_driver(driver: Driver | None, step: Step, *, timeout_s: float, clock: Clock) -> Outcome:
+async def call_driver(
+    driver: Driver | None, step: Step, *, timeout_s: float, clock: Clock, late_s: float = LATE_MAX_S
+) -> Outcome:
     """The outcome of a step; every failure is a Failed one. ``driver`` None: this node has no such driver."""
     if driver is None:
         text = "this node has no driver for the plugin; configure its socket, or stop it elsewhere"
         return failed(step, "plugin_unavailable", text, at_ns=clock())
     outcome: Outcome | None = None
-    with anyio.move_on_after(timeout_s + LATE_MAX_S):
+    with anyio.move_on_after(timeout_s + late_s):
         try:
             outcome = await driver.run(step, timeout_s=timeout_s)
         except DriverFault as e:

@@ -28,7 +28,6 @@ from moorage.model.plugin import Instance, NodeInfo
 
 log = structlog.get_logger()
 replace = msgspec.structs.replace
-INODE_LOOK_S = 1.0
 DESCRIPTION_CHARS_MAX = 500
 
 
@@ -80,7 +79,7 @@ class Fingerprints:
             inode = _inode_of(socket)
             is_well = await self._probe(plugin_id)
             pause_s = settings.probe_old_s if is_well else settings.probe_young_s
-            for look_s in _split(pause_s):
+            for look_s in _split(pause_s, settings.socket_look_s):
                 await anyio.sleep(look_s)
                 # A changed inode is a restarted driver: ask it at once.
                 if _inode_of(socket) != inode:
@@ -162,9 +161,9 @@ async def _first(wait: Callable[[], Awaitable[object]], then: Callable[[], None]
     then()
 
 
-def _split(pause_s: float) -> list[float]:
-    """A pause in parts that are no longer than the time between two looks at a socket."""
-    parts = max(1, math.ceil(pause_s / INODE_LOOK_S))
+def _split(pause_s: float, part_s: float) -> list[float]:
+    """A pause in equal parts that are no longer than ``part_s``."""
+    parts = max(1, math.ceil(pause_s / part_s))
     return [pause_s / parts] * parts
 
 

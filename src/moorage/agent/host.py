@@ -25,6 +25,7 @@ _MB = 1024 * 1024
 
 def describe_host(state_dir: Path, *, new_id: Callable[[], str] = lambda: str(uuid.uuid4())) -> Node:
     """This host as a node. Raises BadRequest where the state directory's node ID is not a UUID."""
+    node_id = load_node_id(state_dir, new_id=new_id)
     name = socket.gethostname()
     memory = _read_memory_bytes()
     disk = shutil.disk_usage(state_dir)
@@ -32,7 +33,7 @@ def describe_host(state_dir: Path, *, new_id: Callable[[], str] = lambda: str(uu
     cpus = os.cpu_count() or 1
     mhz = _read_cpu_mhz()
     return Node(
-        id=load_node_id(state_dir, new_id=new_id),
+        id=node_id,
         name=name,
         boot_id=BOOT_ID_FILE.read_text().strip(),
         attributes={

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from moorage.api import answers
+from moorage.api import answers, plugin_answers
 from moorage.api.http import JSON, Answer, Meta, Request, empty_answer, json_answer, text_answer
 from moorage.api.params import parse_read
 from moorage.api.volumes import wait_for_change
@@ -66,9 +66,9 @@ async def read_node(service: Service, request: Request, node_id: str) -> Answer:
     for record in reads.list_plugins():
         instance = record.value.instances.get(node.id)
         if instance is not None and instance.controller is not None:
-            controllers[record.value.id] = answers.plugin_on_node(record.value, instance, is_controller=True)
+            controllers[record.value.id] = plugin_answers.plugin_on_node(record.value, instance, is_controller=True)
         if instance is not None and instance.node is not None:
-            nodes[record.value.id] = answers.plugin_on_node(record.value, instance, is_controller=False)
+            nodes[record.value.id] = plugin_answers.plugin_on_node(record.value, instance, is_controller=False)
     sizes = {"CPU": node.cpu_mhz, "MemoryMB": node.memory_mb, "DiskMB": node.disk_mb}
     resources = {
         "Cpu": {"CpuShares": node.cpu_mhz},

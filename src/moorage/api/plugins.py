@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moorage.api import answers
+from moorage.api import plugin_answers
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
 from moorage.api.params import REGION, parse_read
 from moorage.api.volumes import wait_for_change
@@ -20,7 +20,7 @@ async def list_plugins(service: Service, request: Request) -> Answer:
     options = parse_read(request)
     await wait_for_change(service, options, (PLUGINS,), lambda: reads.table_index(PLUGINS))
     found = reads.list_plugins(options.prefix)
-    rows = [answers.plugin_stub(r.value, r.created, r.modified) for r in found]
+    rows = [plugin_answers.plugin_stub(r.value, r.created, r.modified) for r in found]
     return json_answer(request, rows, Meta(index=reads.table_index(PLUGINS)))
 
 
@@ -34,7 +34,7 @@ async def read_plugin(service: Service, request: Request, plugin_id: str) -> Ans
     found = reads.find_plugin(plugin_id)
     if found is None:
         return text_answer(404, "plugin not found", Meta(index=0))
-    body = answers.plugin_whole(found.value, found.created, found.modified)
+    body = plugin_answers.plugin_whole(found.value, found.created, found.modified)
     return json_answer(request, body, Meta(index=reads.table_index(PLUGINS)))
 
 

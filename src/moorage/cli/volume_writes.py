@@ -172,8 +172,9 @@ def _send(session: Session, volume: Row, *, is_create: bool, before: Row | None 
         session.output.json(answer)
         return 0
     body: Any = answer.json() or {}
-    if body.get("Warnings"):
-        session.output.note(f"Warning: {body['Warnings']}")
+    warnings = answer.warnings or body.get("Warnings")
+    if warnings:
+        session.output.note(f"Warning: {warnings}")
     for made in body.get("Volumes") or [volume]:
         session.output.line(_describe(made, before, is_create=is_create, elapsed_s=progress.elapsed_s))
     return 0

@@ -73,11 +73,15 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A successful answer. ``index`` is 0 when the server sent none; ``next_token`` is empty on the last page."""
+    """A successful answer. ``index`` is 0 when the server sent none; ``next_token`` is empty on the last page.
+
+    ``warnings`` is for people: what the server accepted but finds odd.
+    """
 
     body: bytes
     index: int = 0
     next_token: str = ""
+    warnings: str = ""
 
     def json(self) -> Any:
         """The body as JSON; None for an empty body. Raises MoorageError when it is something else."""
@@ -288,6 +292,7 @@ def _read_answer(response: http.client.HTTPResponse, body: bytes) -> Answer:
             body=body,
             index=int(index_text) if index_text.isdigit() else 0,
             next_token=response.getheader("X-Nomad-NextToken", ""),
+            warnings=response.getheader("X-Moorage-Warnings", ""),
         )
     text = body.decode("utf-8", "replace").strip()
     code = ""

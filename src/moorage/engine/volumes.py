@@ -109,7 +109,7 @@ class Registrations:
                     f'external ID "{volume.external_id}" of volume "{volume.id}" is registered already as {names}: '
                     "claims on all records of that disk are admitted together"
                 )
-        return "\n".join(texts)
+        return "; ".join(texts)
 
     # -- create ------------------------------------------------------------------------------------------------------
 

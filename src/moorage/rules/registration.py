@@ -113,7 +113,7 @@ def _is_same_options(old: MountOptions | None, new: MountOptions | None) -> bool
 
 
 def format_bytes(size: int) -> str:
-    """A size in SI units as the recorded server prints it: ``999 B``, ``1.0 MB``, ``31 MB``."""
+    """A size in SI units as the recorded server prints it: ``999 B``, ``1.0 MB``, ``21 MB``."""
     if size < 10:
         return f"{size} B"
     units = ("B", "kB", "MB", "GB", "TB", "PB", "EB")

@@ -3,6 +3,8 @@
 Transactions wait in a bounded queue; the thread takes what is there, commits it as one (``state.sqlite_group``), and
 hands results and watch batches to the event loop with one call a group. Batches are published before the first result
 of their group is set; what a reader of a watch may rely on is in ``state.watching``.
+While the event loop is saturated the thread needs the interpreter's switch interval to be well below the length of a
+loop turn (0.1 ms measured well, the default 5 ms starved it for seconds): the program sets it, not this module.
 Reads and replays go through a second connection in worker threads, one at a time.
 
 After StoreUnavailable from ``transact`` nothing half done is on the disk; whether the transaction was written is, as
@@ -44,7 +46,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     ``queue_max``, ``queue_bytes_max``: transactions that wait for the disk; one more gets StoreUnavailable.
     ``group_max``: transactions in one commit. ``history_revisions``, ``history_bytes``: changes kept for watches from
-    the past. ``watch_events_max``, ``watch_bytes_max``: what a slow reader may leave unread before it loses its place.
+    the past (a sixteenth more for a while). ``recent_bytes``: entries in memory that spare the writer a read.
+    ``watch_events_max``, ``watch_bytes_max``: what a slow reader may leave unread before it loses its place.
     """
 
     queue_max: int = 10_000
@@ -52,6 +55,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     group_max: int = 512
     history_revisions: int = 10_000
     history_bytes: int = 256 << 20
+    recent_bytes: int = 32 << 20
     watch_events_max: int = BUFFER_EVENTS_MAX
     watch_bytes_max: int = BUFFER_BYTES_MAX
 
@@ -317,7 +321,10 @@ def _open_files(path: Path, limits: Limits) -> _Files:
         undo.callback(reader.close)
         try:
             group = GroupCommit(
-                database, history_revisions=limits.history_revisions, history_bytes=limits.history_bytes
+                database,
+                history_revisions=limits.history_revisions,
+                history_bytes=limits.history_bytes,
+                recent_bytes=limits.recent_bytes,
             )
         except DISK_ERRORS as error:
             raise unavailable(error, path) from error

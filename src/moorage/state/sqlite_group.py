@@ -50,13 +50,16 @@ class GroupResult(msgspec.Struct, frozen=True):
 class GroupCommit:
     """The write side of an open database.
 
-    ``history_revisions`` and ``history_bytes`` bound the log; older changes are forgotten as new ones come.
+    ``history_revisions`` and ``history_bytes`` bound the log; older changes are forgotten as new ones come, in strides
+    of a sixteenth. ``recent_bytes`` bounds the entries that are kept in memory.
     ``commits`` counts the SQLite commits that changed records.
     """
 
-    def __init__(self, connection: apsw.Connection, *, history_revisions: int, history_bytes: int) -> None:
+    def __init__(
+        self, connection: apsw.Connection, *, history_revisions: int, history_bytes: int, recent_bytes: int
+    ) -> None:
         self._db = connection
-        self._rows = Rows(connection)
+        self._rows = Rows(connection, recent_bytes=recent_bytes)
         self._history_revisions = history_revisions
         self._history_bytes = history_bytes
         self._history_stride = history_revisions // 16

@@ -1,8 +1,8 @@
 """Rows of the SQLite store read and written many at a time.
 
-Each step of an SQLite statement gives up the interpreter's lock, and while the event loop is busy getting it back takes
-up to the switch interval (5 ms): a step a row made a group of 64 take a second then. So a statement carries as many
-rows as a power of two allows, and recent entries are kept here, so that writing them again reads nothing.
+A step of an SQLite statement gives up the interpreter's lock, and while the event loop is busy it may be milliseconds
+until the thread has it back. So a statement carries as many rows as a power of two allows (few texts, which stay
+prepared), and recent entries are kept here, so that writing them again reads nothing.
 For the writer thread. Never: the event loop, transactions, clock.
 """
 
@@ -16,7 +16,6 @@ import apsw
 from moorage.state.sqlite_format import LOG_STRIDE
 from moorage.state.store import Entry, Event
 
-RECENT_BYTES_MAX = 32 << 20
 # What a kept entry weighs beside its value.
 _ENTRY_BYTES = 400
 # Longer statements would not stay in the connection's cache.
@@ -30,7 +29,7 @@ _MakeSql = Callable[[int], str]
 class Rows:
     """The tables ``current`` and ``log`` behind a memory of recent entries."""
 
-    def __init__(self, connection: apsw.Connection, *, recent_bytes: int = RECENT_BYTES_MAX) -> None:
+    def __init__(self, connection: apsw.Connection, *, recent_bytes: int) -> None:
         self._db = connection
         self._recent: dict[str, Entry] = {}
         self._recent_bytes = 0

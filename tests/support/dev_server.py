@@ -1,0 +1,262 @@
+"""Real programs of ours for tests: `moorage dev`, `server`, `agent`, `driver local` as child processes.
+
+A Fleet has a short directory of its own (socket paths have a limit), free ports and the log of each program. At its
+end it stops what it started, by process ID, unmounts what is left below its directory, and prints the end of each log:
+pytest shows that for a test that failed.
+Never: ends a process that it did not start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+READY_S = 30.0
+STOP_S = 15.0
+LOG_TAIL_LINES = 60
+# Below the kernel's ephemeral ports: a client that dials a dead server's port must not be given that port itself.
+PORTS = range(20000, 32000)
+MARK = "MOORING_TEST"
+_SETTINGS = ("MOORAGE_", "NOMAD_")
+
+
+def wait_until(find: Callable[[], T], what: str, *, within_s: float = READY_S) -> T:
+    """The first true result of ``find``; fails with ``what`` and the last result when it stays false."""
+    ends_s = time.monotonic() + within_s
+    while True:
+        found = find()
+        if found:
+            return found
+        assert time.monotonic() < ends_s, f"not within {within_s:g} s: {what} (last: {found!r})"
+        time.sleep(0.02)
+
+
+def find_port() -> int:
+    """A port that nobody listens on now."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def find_mounts(below: Path) -> dict[str, str]:
+    """Mount points below a directory, each with its mount ID."""
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount_id, point = line.split()[0], line.split()[4]
+        if point.startswith(f"{below}/"):
+            found[point] = mount_id
+    return found
+
+
+class Program:
+    """One program of a fleet, which may be ended and started again. ``url`` is empty for what serves no HTTP."""
+
+    def __init__(self, words: Sequence[str], place: Path, *, name: str, url: str = "", user: int | None = None) -> None:
+        self.words = [sys.executable, "-m", "moorage", *words]
+        self.name = name
+        self.url = url
+        self.log_file = place / f"{name}.log"
+        self.out_file = place / f"{name}.out"
+        self.starts = 0
+        self._user = user
+        self._place = place
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process ID of the running program."""
+        assert self._process is not None, f"{self.name} does not run"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All it logged, over all its starts."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def start(self) -> None:
+        """Start it, and return at once."""
+        assert self._process is None, f"{self.name} runs already"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
+        environment |= {MARK: str(self._place), "HOME": str(self._place)}
+        identity = {} if self._user is None else {"user": self._user, "group": self._user, "extra_groups": []}
+        with self.out_file.open("wb") as out, self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=environment,
+                cwd=self._place,
+                **identity,  # type: ignore[call-overload]
+            )
+        self.starts += 1
+
+    def wait_ready(self) -> None:
+        """Return when it said that it is ready, on stdout or, the driver, in its log."""
+        wait_until(self._is_ready, f"{self.name} is ready")
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        code = self._process.poll()
+        assert code is None, f"{self.name} ended with code {code}:\n{self.log[-2000:]}"
+        return b"ready " in self.out_file.read_bytes() or self.log.count("event=ready") >= self.starts
+
+    def kill(self) -> None:
+        """SIGKILL: no clean-up of its own runs."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code. Fails when it does not end."""
+        return self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """Start it again after its end, and wait until it is ready."""
+        self.start()
+        self.wait_ready()
+
+    def _end(self, number: signal.Signals) -> int:
+        process, self._process = self._process, None
+        assert process is not None, f"{self.name} does not run"
+        process.send_signal(number)
+        try:
+            return process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{self.name} did not end within {STOP_S:g} s of {number.name}") from None
+
+    def clean(self) -> None:
+        """End it, if it runs, and say nothing."""
+        if self._process is not None:
+            with contextlib.suppress(AssertionError):
+                self.stop()
+
+
+class Fleet:
+    """Programs that work together below one directory. ``user``: run them as this user (only root can)."""
+
+    def __init__(self, *, user: int | None = None) -> None:
+        self.place = Path(tempfile.mkdtemp(prefix="moor-", dir="/tmp")).resolve()
+        self.user = user
+        self.programs: list[Program] = []
+        self.mounts = self.make_directory("mnt")
+        if user is not None:
+            os.chown(self.place, user, user)
+
+    def make_directory(self, name: str) -> Path:
+        """A directory that the programs may write to."""
+        path = self.place / name
+        path.mkdir(exist_ok=True)
+        if self.user is not None:
+            os.chown(path, self.user, self.user)
+        return path
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    def start_dev(self, *, plugin_id: str = "hostpath", options: Sequence[str] = ()) -> Program:
+        """`moorage dev`, ready: its driver is healthy."""
+        port = find_port()
+        words = ["dev", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "dev"), "--plugin-id", plugin_id]
+        return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}")
+
+    def start_server(self) -> Program:
+        """`moorage server`, ready."""
+        port = find_port()
+        words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "server")]
+        return self._start(words, "server", url=f"http://127.0.0.1:{port}")
+
+    def start_driver(self) -> Program:
+        """`moorage driver local`, ready; its socket is ``driver_socket``."""
+        words = ["driver", "local", "--endpoint", f"unix://{self.driver_socket}", "--data", str(self.place / "volumes")]
+        return self._start([*words, "--node-id", "node-1"], "driver")
+
+    @property
+    def driver_socket(self) -> Path:
+        """Where a driver of this fleet listens."""
+        return self.place / "csi" / "csi.sock"
+
+    def start_agent(self, server: Program, *, plugin_id: str = "hostpath") -> Program:
+        """`moorage agent` for the fleet's driver, ready: the server knows it."""
+        words = ["agent", "--server", server.url, "--data-dir", str(self.place / "agent")]
+        return self._start([*words, "--plugin", f"{plugin_id}=unix://{self.driver_socket}"], "agent")
+
+    def _start(self, words: Sequence[str], name: str, *, url: str = "") -> Program:
+        program = Program(words, self.place, name=name, url=url, user=self.user)
+        self.programs.append(program)
+        program.restart()
+        return program
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def find_processes(self) -> list[int]:
+        """Processes that came from this fleet, children of children too, as long as they live."""
+        mark = f"{MARK}={self.place}".encode()
+        found = []
+        for directory in Path("/proc").iterdir():
+            if directory.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in (directory / "environ").read_bytes().split(b"\0"):
+                        found.append(int(directory.name))
+        return found
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> list[int]:
+        """Stop everything, show the logs, remove the directory; returns processes that stayed, which it then kills."""
+        for program in reversed(self.programs):
+            program.clean()
+        left = self._wait_gone()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for program in self.programs:
+            lines = program.log.splitlines()
+            print(f"--- {program.name}: the last of {len(lines)} lines logged in {program.starts} starts")
+            print("\n".join(line[:600] for line in lines[-LOG_TAIL_LINES:]))
+        for point in sorted(find_mounts(self.place), reverse=True):
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        shutil.rmtree(self.place, onerror=_make_writable)
+        return left
+
+    def _wait_gone(self) -> list[int]:
+        ends_s = time.monotonic() + STOP_S
+        while (left := self.find_processes()) and time.monotonic() < ends_s:
+            time.sleep(0.02)
+        return left
+
+
+def _make_writable(function: Callable[..., object], path: str, error: object) -> None:
+    """Volumes may hold directories without any permission."""
+    with contextlib.suppress(OSError):
+        os.chmod(os.path.dirname(path), stat.S_IRWXU)
+        function(path)
+
+
+@contextlib.contextmanager
+def running_fleet(*, user: int | None = None) -> Iterator[Fleet]:
+    """A fleet that is closed at the end; a process that outlives its program fails the test."""
+    fleet = Fleet(user=user)
+    try:
+        yield fleet
+    except BaseException:
+        fleet.close()
+        raise
+    left = fleet.close()
+    assert not left, f"processes {left} outlived the programs that started them"
