@@ -164,7 +164,7 @@ async def test_concurrent_creates_of_one_name_make_one_volume(client: Client) ->
 
 
 async def test_capacity_defaults(client: Client) -> None:
-    assert (await client.create("default")).capacity_bytes == GIB
+    assert (await client.create("no range")).capacity_bytes == 0
     assert (await client.create("limit", limit=1000)).capacity_bytes == 1000
     assert (await client.create("large limit", limit=2 * GIB)).capacity_bytes == GIB
     assert (await client.create("exact", required=12345, limit=12345)).capacity_bytes == 12345

@@ -204,6 +204,20 @@ async def test_history_is_bounded_by_bytes(tmp_path: Path) -> None:
                 await anext(batches)
 
 
+async def test_history_of_thousands_of_revisions(tmp_path: Path) -> None:
+    async with sqlite_store(tmp_path / "state.db") as store:
+        for _ in range(5):
+            async with anyio.create_task_group() as tasks:
+                for number in range(500):
+                    tasks.start_soon(put, store, f"t/{number}")
+        await put(store, "rare/a")
+        async with store.watch("", Revision(0)) as batches:
+            assert [batch.revision for batch in await take(batches, 2501)] == list(range(1, 2502))
+        # Pieces without anything under the prefix are stepped over.
+        async with store.watch("rare/", Revision(0)) as batches:
+            assert [batch.revision for batch in await take(batches, 1)] == [2501]
+
+
 async def test_compacted_history_frees_its_room(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     async with sqlite_store(path) as store:

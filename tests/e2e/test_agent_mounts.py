@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ from moorage.client.api import Client
 from moorage.client.transport import CallTransport
 from moorage.csi import mounting
 from moorage.model import steps
+from moorage.model.assignment import StepAssignment, StepReport
 from moorage.model.claim import Attached, Claim
-from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, VolumeId
+from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, Revision, VolumeId
 from moorage.model.node import Node
+from moorage.model.volume import Capability
 from moorage.testing.agent_world import Pages, ScriptedDriver
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -205,7 +210,6 @@ async def test_a_block_device_is_bound_onto_a_file(root: Path) -> None:
     pages, driver = Pages(), driver_for(root)
     device, target = root / "data" / "disk", root / "dev" / "xvda"
     device.write_bytes(b"blocks")
-    publish = driver._publish
 
     def publish_file(step: steps.PublishVolume) -> None:
         assert step.capability.attachment_mode == "block-device"
@@ -221,7 +225,6 @@ async def test_a_block_device_is_bound_onto_a_file(root: Path) -> None:
         await release(pages)
     assert below(root) == []
     assert not target.parent.exists()
-    assert publish is not publish_file
 
 
 async def test_a_target_below_a_symlink_is_found_again(root: Path) -> None:
@@ -236,3 +239,38 @@ async def test_a_target_below_a_symlink_is_found_again(root: Path) -> None:
         await release(pages)
     assert below(root) == []
     assert not (root / "real" / "data").exists()
+
+
+async def test_with_the_embedded_driver_from_create_to_release(root: Path) -> None:
+    pages = Pages()
+    socket = root / "csi.sock"
+    arguments = ["--endpoint", f"unix://{socket}", "--data", str(root / "pool"), "--node-id", "n"]
+    command = [sys.executable, "-m", "moorage.csi.local", *arguments]
+    process = await anyio.open_process(command, stderr=subprocess.DEVNULL)
+    client = Client(CallTransport(pages.handle))
+    capability = Capability(access_mode="single-node-writer", attachment_mode="file-system")
+    try:
+        async with anyio.create_task_group() as group:
+            drivers = {NAS: DriverSpec(socket=str(socket))}
+            await group.start(partial(main.run, client, drivers, state_dir=root / "state", settings=SETTINGS))
+            await pages.until(lambda: NAS in pages.instances and pages.instances[NAS].healthy)
+            step = steps.CreateVolume(name="fresh", capabilities=(capability,), required_bytes=1 << 20)
+            pages.hand_out(
+                StepAssignment(key="v", revision=Revision(1), plugin_id=NAS, serial_key="v", step=step, timeout_s=20)
+            )
+            await pages.until(lambda: pages.reports)
+            report = pages.reports[0]
+            assert isinstance(report, StepReport)
+            made = report.outcome
+            assert isinstance(made, steps.Created)
+            wanted = claim(external_id=made.external_id, access_mode="single-node-writer", target=str(root / "srv"))
+            pages.put_claim(wanted, context=made.context)
+            await pages.until(lambda: pages.path_of(A))
+            await anyio.Path(root / "srv" / "file").write_text("kept")
+            await release(pages)
+            assert below(root) == []
+            group.cancel_scope.cancel()
+    finally:
+        process.terminate()
+        with anyio.fail_after(10, shield=True):
+            await process.aclose()

@@ -175,16 +175,9 @@ def _add_claim(draw: st.DrawFn, node: Node, claim_id: ClaimId) -> None:
     path = LAYOUT.publish(claim_id)
     staging_path = LAYOUT.staging(DISK) if node.info.requires_stage else ""
     target = draw(st.sampled_from(["", f"/srv/{claim_id}"]))
-    state: ClaimState = draw(
-        st.sampled_from(
-            [
-                Taken(),
-                Attached(),
-                Mounted(path=target or path, publish_path=path, staging_path=staging_path),
-                NodeDetached(),
-            ]
-        )
-    )
+    known = Mounted(path=target or path, publish_path=path, staging_path=staging_path)
+    states: list[ClaimState] = [Taken(), Attached(), known, NodeDetached()]
+    state = draw(st.sampled_from(states))
     wanted = "released" if isinstance(state, NodeDetached) else draw(st.sampled_from(["held", "released"]))
     claim = Claim(
         id=claim_id,

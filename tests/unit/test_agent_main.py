@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -83,6 +84,12 @@ class World:
 
     async def until(self, is_so: Callable[[], object]) -> None:
         await self.pages.until(is_so)
+
+    async def ask_again(self) -> None:
+        """Let the agent have the page of steps once more."""
+        asked = self.pages.requests.count("GET steps")
+        self.pages.change()
+        await self.until(lambda: self.pages.requests.count("GET steps") > asked)
 
     def claim(self, claim_id: ClaimId = A, **more: Any) -> Claim:
         return Claim(
@@ -242,9 +249,7 @@ async def test_a_step_in_hand_is_not_started_twice(world: World) -> None:
         world.pages.hand_out(create())
         await world.until(lambda: world.driver.calls)
         for _ in range(3):
-            asked = world.pages.requests.count("GET steps")
-            world.pages.change()
-            await world.until(lambda asked=asked: world.pages.requests.count("GET steps") > asked)
+            await world.ask_again()
         gate.set()
         await world.until(lambda: world.pages.reports)
         world.pages.hand_out(create())  # a page from before the report
@@ -287,9 +292,7 @@ async def test_a_step_withdrawn_while_it_waits_is_not_made(world: World) -> None
         world.pages.hand_out(create(key="operation/2", name="second", serial_key="s"))
         await world.until(lambda: world.driver.calls)
         del world.pages.steps["operation/2"]
-        asked = world.pages.requests.count("GET steps")
-        world.pages.change()
-        await world.until(lambda: world.pages.requests.count("GET steps") > asked)
+        await world.ask_again()
         gate.set()
         await world.until(lambda: not world.pages.steps)
     assert len(world.driver.calls) == 1
@@ -408,6 +411,23 @@ async def test_a_failing_driver_is_tried_again_and_each_failure_told(world: Worl
     assert [f.message for f in world.pages.faults()] == ["array is busy"] * 2
     assert world.pages.faults()[0].at_ns == 42
     assert world.driver.names() == ["Stage", "Stage", "Stage", "Publish"]
+
+
+async def test_a_bind_that_fails_half_way_is_undone_at_release(world: World) -> None:
+    bind = world.mounter.bind
+    refusals = [OSError(errno.ENOMEM, "no memory")]
+
+    def failing(source: str, target: str, *, read_only: bool) -> None:
+        if target == str(world.target) and refusals:
+            raise refusals.pop()
+        bind(source, target, read_only=read_only)
+
+    world.mounter.bind = failing  # type: ignore[method-assign]
+    async with world.agent():
+        await world.mount(target=str(world.target))
+        assert [f.status for f in world.pages.faults()] == ["ENOMEM"]
+        await world.release()
+        assert not world.target.parent.exists()
 
 
 async def test_a_final_failure_ends_the_claim(world: World) -> None:

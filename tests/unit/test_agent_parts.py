@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -108,13 +109,13 @@ async def test_reports_are_batched_repeated_and_kept_in_order() -> None:
 
 
 async def test_one_rejected_report_does_not_take_the_others_with_it() -> None:
-    sink, answers = Sink(), {}
+    sink, answers = Sink(), dict[str, bool]()
     sink.bad = "b"
     sink.gate = anyio.Event()
     reporter = Reporter(sink, AgentSettings(), random=lambda: 0.0)
     async with anyio.create_task_group() as group:
         for name in "abc":
-            await reporter.send(unmounted(name), lambda is_taken, name=name: answers.update({name: is_taken}))
+            await reporter.send(unmounted(name), partial(answers.__setitem__, name))
         group.start_soon(reporter.run)
         sink.gate.set()
         await soon(lambda: len(answers) == 3)

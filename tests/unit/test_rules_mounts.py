@@ -146,6 +146,10 @@ CASES: dict[str, tuple[View, type[actions.Action]]] = {
         view([known(state=mounted())], [DONE], staging=staging(), boot_id="newer"),
         actions.Stage,
     ),
+    "mounted before the boot, path still there": (
+        view([known(state=mounted())], [replace(DONE, boot_id="older")], staging=staging(), seen=UP),
+        actions.Publish,
+    ),
     "mounted, path gone": (
         view([known(state=mounted())], [DONE], staging=staging(), seen=Seen(staging="mount")),
         actions.Publish,

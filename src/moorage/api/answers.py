@@ -23,8 +23,8 @@ def volume_stub(read: VolumeRead) -> Json:
     """A volume as lists show it (§3.1)."""
     volume, health = read.record.value, read.health
     return {
-        "AccessMode": volume.access_mode,
-        "AttachmentMode": volume.attachment_mode,
+        "AccessMode": volume.access_mode or volume.shown_access_mode,
+        "AttachmentMode": volume.attachment_mode or volume.shown_attachment_mode,
         "ControllerRequired": health.is_controller_required or volume.controller_required,
         "ControllersExpected": health.controllers_expected,
         "ControllersHealthy": health.controllers_healthy,

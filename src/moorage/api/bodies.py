@@ -69,6 +69,8 @@ class VolumeBody(Struct):
     secrets: dict[str, str] | None = field(default=None, name="Secrets")
     parameters: dict[str, str] | None = field(default=None, name="Parameters")
     context: dict[str, str] | None = field(default=None, name="Context")
+    access_mode: str = field(default="", name="AccessMode")
+    attachment_mode: str = field(default="", name="AttachmentMode")
 
 
 class VolumesBody(Struct):

@@ -170,6 +170,8 @@ def _volume(body: VolumeBody, namespace: str) -> Volume:
         secrets=Secrets(body.secrets or {}),
         parameters=body.parameters or {},
         context=body.context or {},
+        shown_access_mode=body.access_mode,
+        shown_attachment_mode=body.attachment_mode,
     )
 
 

@@ -130,6 +130,8 @@ class Allocations:
                     volume,
                     access_mode=volume.access_mode or claim.access_mode,
                     attachment_mode=volume.attachment_mode or claim.attachment_mode,
+                    shown_access_mode="",
+                    shown_attachment_mode="",
                     modified_at_ns=self._clock.now_ns(),
                 )
             write.put(key, touched, revision=same.modified)

@@ -12,6 +12,7 @@ from moorage.engine.ports import EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
 from moorage.errors import Conflict, DeadlineExceeded, NotFound, PluginUnavailable, Rejected, Unavailable
 from moorage.model.ids import DEFAULT_NAMESPACE, PluginId
+from moorage.model.namespace import Namespace
 from moorage.model.plugin import Plugin
 from moorage.model.steps import Failed, ValidateVolume
 from moorage.model.volume import Fault, Progress, Volume
@@ -20,7 +21,7 @@ from moorage.rules.explanations import explain
 from moorage.rules.plugins import Health, find_controller_info, is_controller_required, measure_health
 from moorage.rules.registration import check_volume, merge
 from moorage.state import keys
-from moorage.state.repo import Repo
+from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 VALIDATIONS_AT_ONCE = 32
@@ -53,10 +54,27 @@ class Checks:
     def check_namespaces(self, volumes: Sequence[Volume]) -> None:
         """Each volume's namespace exists. Raises NotFound with the recorded text."""
         for volume in volumes:
-            known = self._repo.view.namespaces.find(keys.namespace_key(volume.namespace))
-            if volume.namespace != DEFAULT_NAMESPACE and known is None:
-                text = f"volume {volume.id} is in nonexistent namespace {volume.namespace}"
-                raise NotFound(text, code="namespace_missing", volume=volume.id, namespace=volume.namespace)
+            if volume.namespace != DEFAULT_NAMESPACE:
+                self._get_namespace(volume)
+
+    def _get_namespace(self, volume: Volume) -> Record[Namespace]:
+        found = self._repo.view.namespaces.find(keys.namespace_key(volume.namespace))
+        if found is None:
+            text = f"volume {volume.id} is in nonexistent namespace {volume.namespace}"
+            raise NotFound(text, code="namespace_missing", volume=volume.id, namespace=volume.namespace)
+        return found
+
+    def expect_namespace(self, write: Write, volume: Volume) -> None:
+        """Bind the write of a new volume to its namespace's record, so that none ends up in a namespace that is
+        deleted meanwhile: the write takes a deletion's mark away (see ``engine.namespaces``). Raises NotFound."""
+        if volume.namespace == DEFAULT_NAMESPACE:
+            return
+        found = self._get_namespace(volume)
+        key = keys.namespace_key(volume.namespace)
+        if found.value.is_closing:
+            write.put(key, msgspec.structs.replace(found.value, is_closing=False), revision=found.modified)
+        else:
+            write.expect(key, found.modified)
 
     def find_working_plugin(self, volume: Volume) -> Plugin:
         """The volume's plugin, with a healthy controller where one is required. Raises NotFound, PluginUnavailable."""

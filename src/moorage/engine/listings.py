@@ -86,8 +86,8 @@ class Listings:
         raise Rejected(explain(step, outcome.fault), code="driver_refused", plugin=plugin_id)
 
     async def create_snapshots(self, namespace: str, requests: Sequence[SnapshotRequest]) -> list[SnapshotMade]:
-        """Make snapshots; all requests are checked first. Raises Rejected with the failures of all; what was made
-        stays."""
+        """Make snapshots; all requests are checked before the driver is called for any. One that is refused does not
+        keep the others from being made. Raises Rejected with the failures of all; what was made stays."""
         prepared = []
         refusals = []
         for request in requests:
@@ -95,8 +95,6 @@ class Listings:
                 prepared.append(self._prepare(namespace, request))
             except Rejected as error:
                 refusals.append(error.message)
-        if refusals:
-            raise Rejected(join_errors(refusals), code="snapshot_refused")
         made: list[SnapshotMade] = []
         for request, plugin_id, step, serial_key in prepared:
             outcome = await self._operations.run(plugin_id, step, serial_key=serial_key)

@@ -94,12 +94,15 @@ class Outcomes:
         return outcome
 
     def _fold_volume(self, write: Write, key: str, found: Record[Any], volume: Volume, outcome: Outcome) -> None:
-        taken = False
+        others: list[str] = []
         if isinstance(outcome, Created):
             same_disk = self._repo.view.volumes.of_disk(volume.plugin_id, outcome.external_id)
-            taken = any(r.value.key != volume.key for r in same_disk)
+            others = sorted(r.value.id for r in same_disk if r.value.key != volume.key)
         folding = volume_rules.Folding(
-            now_ns=self._clock.now_ns(), jitter=self._chance.jitter(), is_external_id_taken=taken
+            now_ns=self._clock.now_ns(),
+            jitter=self._chance.jitter(),
+            is_external_id_taken=bool(others),
+            taken_by=others[0] if others else "",
         )
         after = volume_rules.fold_outcome(volume, outcome, folding)
         if after is None:

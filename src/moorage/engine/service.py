@@ -8,6 +8,7 @@ from anyio.abc import TaskStatus
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
 from moorage.engine.listings import Listings
+from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
 from moorage.engine.ports import Chance, Clock, EngineSettings
@@ -33,6 +34,7 @@ class Service:
         self.registrations = Registrations(repo, self.reads, checks, clock, self.settings)
         self.removals = Removals(repo, self.reads, checks, self.settings)
         self.listings = Listings(self.reads, self.operations)
+        self.namespaces = Namespaces(repo, self.reads)
         self.allocations = Allocations(repo, self.reads, clock, chance)
         self.nodes = Nodes(repo, self.reads, self.reconciler, clock, self.settings)
 

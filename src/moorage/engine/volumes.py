@@ -79,6 +79,7 @@ class Registrations:
                 stored[index] = (_with_growth(volume, grown.value, sent), grown)
         for volume, old in stored:
             key = keys.volume_key(volume.namespace, volume.id)
+            self._checks.expect_namespace(write, volume)
             # The version before: a record that is new has none, one that is to be removed may be written over.
             write.put(key, volume, revision=old.modified if old else self._checks.revision_of(key))
         warnings = self._warn_doubles([volume for volume, old in stored if old is None])
@@ -139,16 +140,15 @@ class Registrations:
         return self._checks.answer([v for v in results if v is not None], self._reads.volumes_index, "")
 
     def _check_targets(self, volumes: Sequence[Volume]) -> None:
-        """Namespaces exist and no volume comes twice; refusals have the form that a failed create has."""
+        """Namespaces exist, and a volume that comes twice is the same; refusals have the form of a failed create."""
         try:
             self._checks.check_namespaces(volumes)
         except NotFound as error:
             raise NotFound(join_errors([error.message]), code=error.code, **error.fields) from error
-        seen: set[tuple[str, str]] = set()
+        seen: dict[tuple[str, str], Volume] = {}
         for volume in volumes:
-            if volume.key in seen:
+            if seen.setdefault(volume.key, volume) != volume:
                 raise Conflict(join_errors([f"volume identity cannot be updated: {volume.id}"]), code="double")
-            seen.add(volume.key)
 
     async def _create_one(self, sent: Volume) -> Volume:
         for _ in range(TRIES_MAX):
@@ -188,7 +188,9 @@ class Registrations:
 
         with self._repo.feed.signals.listen((key,), settled) as listening:
             if revision is not None:
-                await self._repo.commit(Write().put(key, volume, revision=revision))
+                write = Write().put(key, volume, revision=revision)
+                self._checks.expect_namespace(write, volume)
+                await self._repo.commit(write)
             result = await listening.result(timeout_s=self._settings.request_s)
         if result is None:
             raise self._checks.too_late(key, "is not created yet")

@@ -141,6 +141,10 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     # The modes in use now: set by the first claim, cleared with the last.
     access_mode: str = ""
     attachment_mode: str = ""
+    # What the client that registered the volume gave as its modes. Shown until the first claim, and without a say in
+    # anything: admission and updates look at the modes in use only.
+    shown_access_mode: str = ""
+    shown_attachment_mode: str = ""
     # What the plugin said last; kept when the plugin is gone.
     provider: str = ""
     provider_version: str = ""

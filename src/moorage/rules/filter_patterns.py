@@ -55,5 +55,5 @@ def explain(finding: bytes) -> str:
     what, colon, where = finding.decode("utf-8", "replace").partition(": ")
     if not colon:
         # The text at fault may be empty, and then the separator stands at the end.
-        what, where = text.removesuffix(":"), ""
+        what, where = what.removesuffix(":"), ""
     return f"{_FINDINGS.get(what, what)}: `{where}`"

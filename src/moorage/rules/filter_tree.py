@@ -51,8 +51,8 @@ class Any(msgspec.Struct, frozen=True):
 class Names(msgspec.Struct, frozen=True):
     """What a collection's body calls its items.
 
-    ``single``: one name was given (a map's key, a list's item); else ``first`` (key or index) and ``second`` (the item),
-    either empty when it was written as ``_``.
+    ``single``: one name was given (a map's key, a list's item). Else ``first`` (key or index) and ``second`` (item);
+    either is empty when it was written as ``_``.
     """
 
     single: str = ""

@@ -90,9 +90,7 @@ def _map_of(value: Record, *, is_hidden: bool = False) -> MapOf:
 
 
 _TOPOLOGY = _pointer("CSITopology", {"Segments": STRING_MAP})
-_TOPOLOGY_REQUEST = _pointer(
-    "CSITopologyRequest", {"Required": _list_of(_TOPOLOGY), "Preferred": _list_of(_TOPOLOGY)}
-)
+_TOPOLOGY_REQUEST = _pointer("CSITopologyRequest", {"Required": _list_of(_TOPOLOGY), "Preferred": _list_of(_TOPOLOGY)})
 _CAPABILITY = _pointer("CSIVolumeCapability", {"AttachmentMode": STRING, "AccessMode": STRING})
 _MOUNT_OPTIONS = _pointer("CSIMountOptions", {"FSType": STRING, "MountFlags": STRINGS})
 # Claims by allocation: the values of the first are always null, the second never leave the server.

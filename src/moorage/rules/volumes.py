@@ -106,11 +106,12 @@ def is_expanding(volume: Volume) -> bool:
 
 class Folding(msgspec.Struct, frozen=True, kw_only=True):
     """What FOLD needs beside the record: the moment (ns), a jitter in [0, 1), and whether the external ID that a
-    create answered is registered already (then the record of that disk is somebody else's)."""
+    create answered is registered already (then the record of that disk is somebody else's), and as which volume."""
 
     now_ns: int
     jitter: float
     is_external_id_taken: bool = False
+    taken_by: str = ""
 
 
 def fold_outcome(volume: Volume, outcome: Outcome, folding: Folding) -> Volume | None:
@@ -126,8 +127,8 @@ def _created(volume: Volume, outcome: Outcome, folding: Folding) -> Volume:
     assert isinstance(outcome, Created)
     if folding.is_external_id_taken:
         text = (
-            f'the driver answered with external ID "{outcome.external_id}", which is registered already: '
-            f'another volume has the name "{volume.name}"'
+            f'the driver answered with external ID "{outcome.external_id}", which is registered already'
+            f'{_as_whom(folding)}: another volume has the name "{volume.name}"'
         )
         return _give_up(volume, text, folding)
     ready = replace(
@@ -143,6 +144,10 @@ def _created(volume: Volume, outcome: Outcome, folding: Folding) -> Volume:
     # A promise that the answer breaks: what was made is deleted, and the caller is told.
     broken = check_created(_create(volume), outcome) if volume.wanted == "present" else None
     return _give_up(ready, broken.message, folding) if broken is not None else ready
+
+
+def _as_whom(folding: Folding) -> str:
+    return f' as volume "{folding.taken_by}"' if folding.taken_by else ""
 
 
 def _give_up(volume: Volume, text: str, folding: Folding) -> Volume:

@@ -107,6 +107,22 @@ class WatchSuite:
                 for after in (0, 0, 150, 299, 300, 301, 320, 500):
                     tasks.start_soon(read, after)
 
+    async def test_long_history_in_pieces(self, open_store: OpenStore) -> None:
+        """More than any store reads at once: by bytes, by revisions in one go, by operations in one go."""
+        async with open_store() as store, store.watch("", Revision(0)) as live:
+            for number in range(12):
+                await put(store, f"big/{number % 2}", b"x" * 900_000)
+            seen = await take(live, 12)
+            async with store.watch("", Revision(0)) as replayed:
+                assert await take(replayed, 12) == seen
+            async with anyio.create_task_group() as tasks:
+                for number in range(24):
+                    ops = [Put(f"t/{number}/{key}", b"") for key in range(TXN_OPS_MAX)]
+                    tasks.start_soon(store.transact, (), ops)
+            seen = await take(live, 24)
+            async with store.watch("", Revision(12)) as replayed:
+                assert await take(replayed, 24) == seen
+
     async def test_resume_where_a_reader_stopped(self, open_store: OpenStore) -> None:
         async with open_store() as store:
             seen: list[EventBatch] = []

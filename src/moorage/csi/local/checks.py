@@ -127,14 +127,15 @@ def check_range(
 
 
 def choose_capacity(wanted: Range, source_bytes: int) -> int:
-    """The capacity of a new volume: as required, or as its source, or the limit, or the default."""
+    """The capacity of a new volume: as required, or as its source, or below the limit; 0, which says "unknown", when
+    nothing was asked for: a directory has no size of its own."""
     if source_bytes and wanted.required_bytes and wanted.required_bytes < source_bytes:
         raise refuse("OUT_OF_RANGE", f"capacity_range.required_bytes is below the {source_bytes} bytes of the source")
     if source_bytes and wanted.limit_bytes and wanted.limit_bytes < source_bytes:
         raise refuse("OUT_OF_RANGE", f"capacity_range.limit_bytes is below the {source_bytes} bytes of the source")
     if wanted.required_bytes or source_bytes:
         return wanted.required_bytes or source_bytes
-    return min(wanted.limit_bytes, DEFAULT_BYTES) if wanted.limit_bytes else DEFAULT_BYTES
+    return min(wanted.limit_bytes, DEFAULT_BYTES)
 
 
 def check_page(max_entries: int, starting_token: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """What a volume uses. Blocks.
 
 Shapes: bytes used are the blocks of the volume's own files, counted in a walk with hard links once; the total is the
-    recorded capacity, and what is available is never more than the filesystem has free. A volume with more than
-    ENTRIES_MAX entries is not walked to its end: the figures of the whole filesystem are given instead.
+    recorded capacity, and what is available is never more than the filesystem has free. A volume without a recorded
+    capacity (0) has what the filesystem has free beside its own bytes. A volume with more than ENTRIES_MAX entries is
+    not walked to its end: the figures of the whole filesystem are given instead.
 Units:  bytes and inodes.
 """
 
@@ -39,8 +40,8 @@ def measure_usage(data: Path, *, capacity_bytes: int, entries_max: int = ENTRIES
         available_bytes = free_bytes
     else:
         used_bytes, used_inodes = walked
-        total_bytes = capacity_bytes
-        available_bytes = max(0, min(capacity_bytes - used_bytes, free_bytes))
+        total_bytes = capacity_bytes or used_bytes + free_bytes
+        available_bytes = max(0, min(total_bytes - used_bytes, free_bytes))
     return Usage(
         total_bytes=total_bytes,
         used_bytes=used_bytes,
