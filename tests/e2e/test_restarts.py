@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,9 @@ from typing import Any
 
 import pytest
 from asking import ask, delete, describe_volume, get, list_external, put
-from dev_server import Fleet, Program, find_mounts, running_fleet, wait_until
+from dev_server import Fleet, Identity, Program, find_mounts, find_ordinary_identity, running_fleet, wait_until
 
 LINES = 1000
-NOBODY = 65534
 
 # Says each line's number when it is on disk; opens the file anew for every fiftieth, as programs do that rotate.
 WRITER = """
@@ -39,15 +37,14 @@ for first in range(0, count, 50):
 class Writer:
     """The writer process. It writes a line when it is told to, so that work, not time, spreads the restarts."""
 
-    def __init__(self, path: Path, *, user: int | None = None) -> None:
-        identity: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    def __init__(self, path: Path, identity: Identity) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), str(LINES)],
+            [identity.interpreter, "-c", WRITER, str(path), str(LINES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            **identity,
+            **identity.popen_options(),
         )
 
     def write(self, count: int) -> None:
@@ -118,12 +115,12 @@ def find_way(target: Path, mounts: Path) -> object:
     return found[str(target)]
 
 
-def write_through_restarts(fleet: Fleet, url: str, parts: list[Program], *, user: int | None) -> None:
+def write_through_restarts(fleet: Fleet, url: str, parts: list[Program]) -> None:
     """The scenario: mount, write while each part is killed and restarted twice, compare, release."""
     mounted = Mounted(url, fleet.mounts / "data")
     way = find_way(mounted.target, fleet.mounts)
     mounts_before = find_mounts(fleet.place)
-    writer = Writer(mounted.target / "log", user=user)
+    writer = Writer(mounted.target / "log", fleet.identity)
     try:
         share = LINES // (4 * len(parts) + 1)
         written = 0
@@ -167,19 +164,11 @@ def is_known(url: str) -> bool:
 
 @pytest.fixture
 def ordinary_fleet() -> Iterator[Fleet]:
-    """A fleet that runs as an ordinary user: as the one of this test, or as nobody when that is root."""
-    if os.geteuid() != 0:
-        with running_fleet() as running:
-            yield running
-        return
-    command = [sys.executable, "-c", "import moorage.errors"]
-    try:
-        probe = subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", check=False)
-    except PermissionError:
-        pytest.skip("an ordinary user may not run this interpreter")
-    if probe.returncode != 0:
-        pytest.skip("an ordinary user cannot read this installation")
-    with running_fleet(user=NOBODY) as running:
+    """A fleet that runs as an ordinary user."""
+    identity = find_ordinary_identity()
+    if identity is None:
+        pytest.skip("nobody, the ordinary user of root's tests, may not run this installation")
+    with running_fleet(identity) as running:
         yield running
 
 
@@ -190,26 +179,26 @@ def ordinary_fleet() -> Iterator[Fleet]:
 @pytest.mark.slow
 def test_no_bind_mount_is_lost_when_any_part_is_killed(fleet: Fleet) -> None:
     url, parts = start_parts(fleet)
-    write_through_restarts(fleet, url, parts, user=None)
+    write_through_restarts(fleet, url, parts)
 
 
 @pytest.mark.slow
 def test_no_link_is_lost_when_any_part_is_killed(ordinary_fleet: Fleet) -> None:
     url, parts = start_parts(ordinary_fleet)
-    write_through_restarts(ordinary_fleet, url, parts, user=ordinary_fleet.user)
+    write_through_restarts(ordinary_fleet, url, parts)
 
 
 @pytest.mark.root
 @pytest.mark.slow
 def test_no_bind_mount_is_lost_when_dev_is_killed(fleet: Fleet) -> None:
     server = fleet.start_dev()
-    write_through_restarts(fleet, server.url, [server], user=None)
+    write_through_restarts(fleet, server.url, [server])
 
 
 @pytest.mark.slow
 def test_no_link_is_lost_when_dev_is_killed(ordinary_fleet: Fleet) -> None:
     server = ordinary_fleet.start_dev()
-    write_through_restarts(ordinary_fleet, server.url, [server], user=ordinary_fleet.user)
+    write_through_restarts(ordinary_fleet, server.url, [server])
 
 
 def test_the_driver_does_not_outlive_a_killed_dev(fleet: Fleet) -> None:
@@ -217,6 +206,16 @@ def test_the_driver_does_not_outlive_a_killed_dev(fleet: Fleet) -> None:
     assert len(fleet.find_processes()) == 2, "the program and its driver"
     server.kill()
     wait_until(lambda: not fleet.find_processes(), "no process of ours remains", within_s=5)
+
+
+def test_a_driver_whose_parent_is_gone_ends_at_once(fleet: Fleet) -> None:
+    """The parent may end before its child is far enough to ask who it was."""
+    words = ["driver", "local", "--endpoint", f"unix://{fleet.driver_socket}", "--data", str(fleet.place / "volumes")]
+    orphan = Program([*words, "--die-with-parent", "1"], fleet.place, name="driver", identity=fleet.identity)
+    fleet.programs.append(orphan)
+    orphan.start()
+    wait_until(lambda: not fleet.find_processes() or fleet.driver_socket.exists(), "it ends, or serves")
+    assert not fleet.driver_socket.exists()
 
 
 def test_a_stopped_dev_ends_cleanly(fleet: Fleet) -> None:

@@ -11,17 +11,22 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
+import site
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import moorage
 
 T = TypeVar("T")
 
@@ -31,7 +36,9 @@ LOG_TAIL_LINES = 60
 # Below the kernel's ephemeral ports: a client that dials a dead server's port must not be given that port itself.
 PORTS = range(20000, 32000)
 MARK = "MOORING_TEST"
+NOBODY = 65534
 _SETTINGS = ("MOORAGE_", "NOMAD_")
+_DRIVER_READY = re.compile(r"\bready\b.* endpoint=")
 
 
 def wait_until(find: Callable[[], T], what: str, *, within_s: float = READY_S) -> T:
@@ -65,17 +72,49 @@ def find_mounts(below: Path) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who runs a program, and by which interpreter. ``user`` None: whoever runs the tests."""
+
+    user: int | None = None
+    interpreter: str = sys.executable
+
+    def popen_options(self, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What Popen needs for it."""
+        environment = dict(os.environ if environment is None else environment)
+        if self.user is None:
+            return {"env": environment}
+        # Another interpreter does not know the environment that this one runs in.
+        paths = [*site.getsitepackages(), str(Path(moorage.__path__[0]).parent)]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        return {"env": environment, "user": self.user, "group": self.user, "extra_groups": []}
+
+
+def find_ordinary_identity() -> Identity | None:
+    """An ordinary user: the one who runs the tests, or, for root, nobody. None when nobody cannot run our programs."""
+    if os.geteuid() != 0:
+        return Identity()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for interpreter in (sys.executable, f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"):
+        identity = Identity(user=NOBODY, interpreter=interpreter)
+        command = [interpreter, "-c", "import moorage.serve.dev, grpc, apsw, uvloop, httptools"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(command, cwd="/", capture_output=True, **identity.popen_options()).returncode == 0:
+                return identity
+    return None
+
+
 class Program:
     """One program of a fleet, which may be ended and started again. ``url`` is empty for what serves no HTTP."""
 
-    def __init__(self, words: Sequence[str], place: Path, *, name: str, url: str = "", user: int | None = None) -> None:
-        self.words = [sys.executable, "-m", "moorage", *words]
+    def __init__(self, words: Sequence[str], place: Path, *, name: str, identity: Identity, url: str = "") -> None:
+        self.words = [identity.interpreter, "-m", "moorage", *words]
         self.name = name
         self.url = url
         self.log_file = place / f"{name}.log"
         self.out_file = place / f"{name}.out"
         self.starts = 0
-        self._user = user
+        self._identity = identity
         self._place = place
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -95,16 +134,14 @@ class Program:
         assert self._process is None, f"{self.name} runs already"
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
         environment |= {MARK: str(self._place), "HOME": str(self._place)}
-        identity = {} if self._user is None else {"user": self._user, "group": self._user, "extra_groups": []}
         with self.out_file.open("wb") as out, self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self.words,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
-                env=environment,
                 cwd=self._place,
-                **identity,  # type: ignore[call-overload]
+                **self._identity.popen_options(environment),
             )
         self.starts += 1
 
@@ -116,7 +153,9 @@ class Program:
         assert self._process is not None
         code = self._process.poll()
         assert code is None, f"{self.name} ended with code {code}:\n{self.log[-2000:]}"
-        return b"ready " in self.out_file.read_bytes() or self.log.count("event=ready") >= self.starts
+        if self.words[3] == "driver":
+            return len(_DRIVER_READY.findall(self.log)) >= self.starts
+        return b"ready " in self.out_file.read_bytes()
 
     def kill(self) -> None:
         """SIGKILL: no clean-up of its own runs."""
@@ -150,23 +189,20 @@ class Program:
 
 
 class Fleet:
-    """Programs that work together below one directory. ``user``: run them as this user (only root can)."""
+    """Programs that work together below one directory."""
 
-    def __init__(self, *, user: int | None = None) -> None:
+    def __init__(self, identity: Identity | None = None) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="moor-", dir="/tmp")).resolve()
-        self.user = user
+        self.identity = identity or Identity()
         self.programs: list[Program] = []
-        self.mounts = self.make_directory("mnt")
-        if user is not None:
-            os.chown(self.place, user, user)
+        self._give(self.place)
+        self.mounts = self.place / "mnt"
+        self.mounts.mkdir()
+        self._give(self.mounts)
 
-    def make_directory(self, name: str) -> Path:
-        """A directory that the programs may write to."""
-        path = self.place / name
-        path.mkdir(exist_ok=True)
-        if self.user is not None:
-            os.chown(path, self.user, self.user)
-        return path
+    def _give(self, path: Path) -> None:
+        if self.identity.user is not None:
+            os.chown(path, self.identity.user, self.identity.user)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -198,7 +234,7 @@ class Fleet:
         return self._start([*words, "--plugin", f"{plugin_id}=unix://{self.driver_socket}"], "agent")
 
     def _start(self, words: Sequence[str], name: str, *, url: str = "") -> Program:
-        program = Program(words, self.place, name=name, url=url, user=self.user)
+        program = Program(words, self.place, name=name, identity=self.identity, url=url)
         self.programs.append(program)
         program.restart()
         return program
@@ -250,9 +286,9 @@ def _make_writable(function: Callable[..., object], path: str, error: object) ->
 
 
 @contextlib.contextmanager
-def running_fleet(*, user: int | None = None) -> Iterator[Fleet]:
+def running_fleet(identity: Identity | None = None) -> Iterator[Fleet]:
     """A fleet that is closed at the end; a process that outlives its program fails the test."""
-    fleet = Fleet(user=user)
+    fleet = Fleet(identity)
     try:
         yield fleet
     except BaseException:

@@ -195,7 +195,9 @@ def _find_redirect(target: bytes, query: bytes) -> Answer | None:
 
 
 def _unrouted(request: Request) -> Answer:
-    """What a path gets that no handler owns. Under a volume's path it is a resource that does not exist."""
+    """What a path gets that no handler owns. Under a volume's or plugin's path it is a resource that does not exist."""
+    if request.parts[:3] in (("v1", "volume", "host"), ("v1", "plugin", "csi")):
+        return NO_RESOURCE
     if request.parts[:3] != ("v1", "volume", "csi"):
         return NOTHING
     if len(request.parts) == 5 and request.method not in ("PUT", "DELETE"):
@@ -204,7 +206,9 @@ def _unrouted(request: Request) -> Answer:
 
 
 def _wrong_method(request: Request) -> Answer:
-    """405, but a two-part volume path with PUT or DELETE is a verb that does not exist there."""
+    """405, but a two-part volume path with PUT or DELETE is a verb that does not exist there; as is any under host."""
+    if request.parts[:3] == ("v1", "volume", "host"):
+        return NO_RESOURCE
     is_volume_verb = request.parts[:3] == ("v1", "volume", "csi") and len(request.parts) == 5
     return NO_RESOURCE if is_volume_verb and request.method in ("PUT", "DELETE") else INVALID_METHOD
 

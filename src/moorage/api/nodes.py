@@ -16,6 +16,7 @@ from moorage.errors import BadRequest
 from moorage.model.assignment import NodeRegistration, PluginReport, Reports
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
+from moorage.rules.search import check_node_prefix
 
 NODES = "nodes/"
 ALLOCATIONS = "allocations/"
@@ -47,6 +48,7 @@ def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
 async def list_nodes(service: Service, request: Request) -> Answer:
     """GET /v1/nodes."""
     options = parse_read(request)
+    check_node_prefix(options.prefix)
     reads = service.reads
     await wait_for_change(service, options, (NODES,), lambda: reads.table_index(NODES))
     rows = [_stub(r.value, r.created, r.modified) for r in reads.list_nodes(options.prefix)]

@@ -1,10 +1,10 @@
-"""Handlers of plugins, status and health."""
+"""Handlers of plugins."""
 
 from __future__ import annotations
 
 from moorage.api import plugin_answers
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
-from moorage.api.params import REGION, parse_read
+from moorage.api.params import parse_read
 from moorage.api.volumes import wait_for_change
 from moorage.engine.service import Service
 
@@ -36,27 +36,3 @@ async def read_plugin(service: Service, request: Request, plugin_id: str) -> Ans
         return text_answer(404, "plugin not found", Meta(index=0))
     body = plugin_answers.plugin_whole(found.value, found.created, found.modified)
     return json_answer(request, body, Meta(index=reads.table_index(PLUGINS)))
-
-
-async def read_leader(service: Service, request: Request) -> Answer:
-    """GET /v1/status/leader."""
-    return json_answer(request, request.header("host") or "127.0.0.1:4646")
-
-
-async def list_peers(service: Service, request: Request) -> Answer:
-    """GET /v1/status/peers."""
-    return json_answer(request, [request.header("host") or "127.0.0.1:4646"])
-
-
-async def list_regions(service: Service, request: Request) -> Answer:
-    """GET /v1/regions."""
-    return json_answer(request, [REGION])
-
-
-async def read_health(service: Service, request: Request) -> Answer:
-    """GET /v1/agent/health: the server serves, so it is well; the client part tells of this host's agent."""
-    nodes = service.reads.list_nodes()
-    is_client_ok = any(r.value.status == "ready" for r in nodes)
-    text = "ok" if is_client_ok else "no agent has registered yet"
-    body = {"server": {"ok": True, "message": "ok"}, "client": {"ok": is_client_ok, "message": text}}
-    return json_answer(request, body)

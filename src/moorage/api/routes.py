@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from moorage.api import allocations, nodes, plugins, volumes
+from moorage.api import agents, allocations, elsewhere, namespaces, nodes, plugins, search, volumes
 from moorage.api.http import Answer, Request
 from moorage.engine.service import Service
 
@@ -28,6 +28,15 @@ class Route(msgspec.Struct, frozen=True):
 
 def _write(handler: Handler) -> dict[str, Handler]:
     return {"PUT": handler, "POST": handler}
+
+
+def _all(handler: Handler) -> dict[str, Handler]:
+    return {"GET": handler, "DELETE": handler, **_write(handler)}
+
+
+async def _plugin_part(service: Service, request: Request, plugin_id: str, part: str) -> Answer:
+    """A second part of a plugin's path is not looked at, as recorded."""
+    return await plugins.read_plugin(service, request, plugin_id)
 
 
 async def _snapshot_of(service: Service, request: Request, volume_id: str) -> Answer:
@@ -57,9 +66,12 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/volume/csi/:id/snapshot", _write(_snapshot_of)),
     Route("/v1/plugins", {"GET": plugins.list_plugins}, is_blocking=True),
     Route("/v1/plugin/csi/:id", {"GET": plugins.read_plugin}, is_blocking=True),
+    Route("/v1/plugin/csi/:id/:part", {"GET": _plugin_part}, is_blocking=True),
     Route("/v1/nodes", {"GET": nodes.list_nodes}, is_blocking=True),
     Route("/v1/node/:id", {"GET": nodes.read_node}, is_blocking=True),
     Route("/v1/node/:id/allocations", {"GET": nodes.list_node_allocations}, is_blocking=True),
+    Route("/v1/node/:id/drain", _write(elsewhere.refuse_drain)),
+    Route("/v1/node/:id/eligibility", _write(elsewhere.refuse_drain)),
     Route("/v1/node/:id/register", {"PUT": nodes.register_node}),
     Route("/v1/node/:id/plugins", {"PUT": nodes.report_plugins}),
     Route("/v1/node/:id/steps", {"GET": nodes.wait_steps}, is_blocking=True),
@@ -72,10 +84,45 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("/v1/allocation/:id", {"GET": allocations.read_allocation}, is_blocking=True),
     Route("/v1/allocation/:id/stop", _write(allocations.stop)),
-    Route("/v1/status/leader", {"GET": plugins.read_leader}),
-    Route("/v1/status/peers", {"GET": plugins.list_peers}),
-    Route("/v1/regions", {"GET": plugins.list_regions}),
-    Route("/v1/agent/health", {"GET": plugins.read_health}),
+    Route("/v1/namespaces", {"GET": namespaces.list_namespaces}, is_blocking=True),
+    Route("/v1/namespace", _write(namespaces.write_namespace)),
+    Route(
+        "/v1/namespace/:name",
+        {
+            "GET": namespaces.read_namespace,
+            "DELETE": namespaces.delete_namespace,
+            **_write(namespaces.write_namespace),
+        },
+        is_blocking=True,
+    ),
+    Route("/v1/search", _write(search.search)),
+    Route("/v1/search/fuzzy", _write(search.search_fuzzy)),
+    Route("/v1/status/leader", {"GET": agents.read_leader}),
+    Route("/v1/status/peers", {"GET": agents.list_peers}),
+    Route("/v1/regions", {"GET": agents.list_regions}),
+    Route("/v1/agent/health", {"GET": agents.read_health}),
+    Route("/v1/agent/self", {"GET": agents.read_self}),
+    Route("/v1/agent/members", {"GET": agents.read_members}),
+    Route("/v1/agent/servers", {"GET": agents.list_servers}),
+    # Pages of things that moorage does not have.
+    Route("/v1/jobs", {"GET": elsewhere.list_nothing}, is_blocking=True),
+    Route("/v1/evaluations", {"GET": elsewhere.list_nothing}, is_blocking=True),
+    Route("/v1/deployments", {"GET": elsewhere.list_nothing}, is_blocking=True),
+    Route("/v1/volumes/claims", {"GET": elsewhere.list_nothing}, is_blocking=True),
+    Route("/v1/volumes/claim/:id", {"DELETE": elsewhere.delete_host_claim}),
+    Route("/v1/volume/host/create", _write(elsewhere.create_host_volume)),
+    Route("/v1/volume/host/register", _write(elsewhere.create_host_volume)),
+    Route("/v1/volume/host/:id", {"GET": elsewhere.read_host_volume, "DELETE": elsewhere.delete_host_volume}),
+    Route("/v1/operator/raft/configuration", {"GET": elsewhere.read_raft}),
+    Route("/v1/operator/scheduler/configuration", {"GET": elsewhere.read_scheduler}),
+    Route("/v1/system/gc", _write(elsewhere.collect_garbage)),
+    Route("/v1/acl/bootstrap", _write(elsewhere.refuse_acl)),
+    Route("/v1/acl/policies", {"GET": elsewhere.refuse_acl}),
+    Route("/v1/acl/policy/:name", _all(elsewhere.refuse_acl)),
+    Route("/v1/acl/tokens", {"GET": elsewhere.refuse_acl}),
+    Route("/v1/acl/token", _write(elsewhere.refuse_acl)),
+    Route("/v1/acl/token/self", {"GET": elsewhere.read_own_token}),
+    Route("/v1/acl/token/:id", _all(elsewhere.refuse_acl)),
 )
 
 

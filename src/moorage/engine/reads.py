@@ -17,7 +17,7 @@ from moorage.rules.plugins import Health, measure_health
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo
-from moorage.state.view import Record
+from moorage.state.view import Record, View
 
 T = TypeVar("T")
 
@@ -31,6 +31,25 @@ class VolumeRead(msgspec.Struct, frozen=True, kw_only=True):
     claims: tuple[Claim, ...]
     health: Health
     allocations: tuple[Record[Allocation], ...] = ()
+
+
+def join_volume(view: View, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
+    """A volume's record with its claims and its plugin's health, as the view has them."""
+    volume = record.value
+    claims = tuple(r.value for r in view.claims.of_volume(*volume.key))
+    plugin = view.find_plugin(volume.plugin_id)
+    allocations = []
+    if with_allocations:
+        for allocation_id in dict.fromkeys(c.allocation_id for c in claims):
+            found = view.find_allocation(allocation_id)
+            if found is not None:
+                allocations.append(found)
+    return VolumeRead(
+        record=record,
+        claims=claims,
+        health=measure_health(plugin.value if plugin else None),
+        allocations=tuple(allocations),
+    )
 
 
 class Reads:
@@ -81,22 +100,7 @@ class Reads:
 
     def join(self, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
         """A volume's record with its claims and its plugin's health."""
-        view = self._repo.view
-        volume = record.value
-        claims = tuple(r.value for r in view.claims.of_volume(*volume.key))
-        plugin = view.find_plugin(volume.plugin_id)
-        allocations = []
-        if with_allocations:
-            for allocation_id in dict.fromkeys(c.allocation_id for c in claims):
-                found = view.find_allocation(allocation_id)
-                if found is not None:
-                    allocations.append(found)
-        return VolumeRead(
-            record=record,
-            claims=claims,
-            health=measure_health(plugin.value if plugin else None),
-            allocations=tuple(allocations),
-        )
+        return join_volume(self._repo.view, record, with_allocations=with_allocations)
 
     def topics_of_volume(self, namespace: str, volume_id: str) -> tuple[str, ...]:
         """What moves a read of one volume: its record, its claims, their allocations."""

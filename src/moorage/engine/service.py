@@ -7,6 +7,7 @@ from anyio.abc import TaskStatus
 
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
+from moorage.engine.events import Events, EventSettings
 from moorage.engine.listings import Listings
 from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
@@ -22,12 +23,21 @@ from moorage.state.repo import Repo
 class Service:
     """One engine over one repo. ``run`` must be running for anything but reads."""
 
-    def __init__(self, repo: Repo, clock: Clock, chance: Chance, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        repo: Repo,
+        clock: Clock,
+        chance: Chance,
+        settings: EngineSettings | None = None,
+        *,
+        event_settings: EventSettings | None = None,
+    ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
         self.chance = chance
         self._repo = repo
         self.reads = Reads(repo)
+        self.events = Events(repo, event_settings)
         self.reconciler = Reconciler(repo, clock, chance, self.settings)
         self.operations = Operations(repo, self.reconciler, clock, chance, self.settings)
         checks = Checks(repo, self.reads, self.operations, self.settings)
@@ -42,5 +52,6 @@ class Service:
         """Follow the store and reconcile, until cancelled; ``started`` once all records are loaded and looked at."""
         async with anyio.create_task_group() as group:
             await group.start(self._repo.feed.run)
+            await self.events.fill()
             await group.start(self.reconciler.run)
             task_status.started()

@@ -29,6 +29,7 @@ from moorage.state.view import Record
 
 replace = msgspec.structs.replace
 TRIES_MAX = 8
+WARNINGS_MAX = 4
 _GONE = Fault(method="", status="", message="the volume was removed", final=True)
 
 
@@ -100,15 +101,16 @@ class Registrations:
         )
 
     def _warn_doubles(self, volumes: Sequence[Volume]) -> str:
+        """What is odd about a register: a disk with a record already. Bounded: it goes into a header."""
         view = self._repo.view
         texts = []
         for volume in volumes:
-            others = [r.value.id for r in view.volumes.of_disk(volume.plugin_id, volume.external_id)]
-            if others:
-                names = ", ".join(f'"{o}"' for o in sorted(others))
+            others = view.volumes.of_disk(volume.plugin_id, volume.external_id)
+            if others and len(texts) < WARNINGS_MAX:
+                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
                 texts.append(
-                    f'external ID "{volume.external_id}" of volume "{volume.id}" is registered already as {names}: '
-                    "claims on all records of that disk are admitted together"
+                    f'external ID "{volume.external_id}" of volume "{volume.id}" is registered already as '
+                    f'"{others[0].value.id}"{more}: claims on all records of that disk are admitted together'
                 )
         return "; ".join(texts)
 

@@ -39,9 +39,6 @@ from moorage.rules.filter_types import (
     name_type,
 )
 
-PATTERN_MEMORY_BYTES = 8 * 1024 * 1024  # of all patterns of one filter together
-PATTERN_MEMORY_MIN_BYTES = 64 * 1024
-
 _CALLS: Mapping[str, object] = {
     "__builtins__": {"any": any, "all": all, "enumerate": enumerate},
     "_enter": runtime.enter,
@@ -108,8 +105,7 @@ class _Generator:
         self._loops = 0
         self._loop_depth = 0
         self._has_inner_loops = False
-        patterns = _count_patterns(node)
-        self._pattern_bytes = max(PATTERN_MEMORY_BYTES // max(patterns, 1), PATTERN_MEMORY_MIN_BYTES)
+        self._pattern_share = 1 / max(_count_patterns(node), 1)
 
     def make(self) -> Made:
         test = self._node_code(self._node, ())
@@ -320,7 +316,7 @@ class _Generator:
         if not isinstance(kind, Scalar) or kind.kind != "string":
             return self._refusal(spot, f"value of type {name_type(kind)} is not convertible to []byte")
         try:
-            pattern = Pattern(text, self._pattern_bytes)
+            pattern = Pattern(text, self._pattern_share)
         except BadRequest as error:
             finding = f"failed to compile regular expression {quote(text)}: error parsing regexp: {error.message}"
             return self._refusal(spot, finding)

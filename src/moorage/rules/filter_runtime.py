@@ -15,7 +15,7 @@ from moorage.errors import BadRequest
 from moorage.rules.filter_patterns import Pattern
 
 PREFIX = "failed to read result page: "
-VISITS_MAX = 100_000
+VISITS_MAX = 10_000
 
 
 class Missing:
@@ -41,11 +41,14 @@ class Complaint(msgspec.Struct, frozen=True):
 
     def fill(self, keys: Sequence[object], more: str = "") -> BadRequest:
         """The error, with the keys of this moment put into the path."""
-        if self.path is None:
-            return BadRequest(f"{PREFIX}{self.tail}{more}")
-        known = iter(keys)
-        parts = [str(next(known)) if part is None else part for part in self.path]
-        return BadRequest(f"{PREFIX}error finding value in datum: {join_pointer(parts)}{self.tail}{more}")
+        place = ""
+        if self.path is not None:
+            known = iter(keys)
+            parts = [str(next(known)) if part is None else part for part in self.path]
+            place = f"error finding value in datum: {join_pointer(parts)}"
+        text = f"{PREFIX}{place}{self.tail}{more}"
+        # Bytes that a literal spelled out may be no UTF-8; an answer must be.
+        return BadRequest(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
 
 
 def join_pointer(parts: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ class ChildDriver(msgspec.Struct, frozen=True, kw_only=True):
             "--node-id",
             self.node_id,
             "--die-with-parent",
+            str(os.getpid()),
         ]
 
 

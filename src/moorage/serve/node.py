@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -37,6 +38,8 @@ from moorage.serve.program import (
 )
 
 SOCKET_BYTES_MAX = 100
+DRIVER_START_S = 10.0
+DRIVER_LOOK_S = 0.02
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +71,19 @@ async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, transpo
         data_dir = make_private(settings.data_dir / "drivers" / settings.embedded)
         group.start_soon(supervise, ChildDriver(socket=socket, data_dir=data_dir, node_id=node.id))
         drivers[PluginId(settings.embedded)] = DriverSpec(socket=str(socket))
+        await _wait_serving(socket)
     await group.start(partial(agent.run, Client(transport), drivers, state_dir=state_dir, node=node))
+
+
+async def _wait_serving(socket: Path) -> None:
+    """Return when the driver takes connections, so that the agent's first probe finds it well. One that does not
+    come up in time is the probes' to tell."""
+    with anyio.move_on_after(DRIVER_START_S):
+        while True:
+            with suppress(OSError):
+                async with await anyio.connect_unix(socket):
+                    return
+            await anyio.sleep(DRIVER_LOOK_S)
 
 
 Handle = Callable[[str, str, Mapping[str, str], bytes | None], Awaitable[ClientAnswer]]

@@ -20,6 +20,8 @@ from moorage.model.ids import PluginId
 
 log = structlog.get_logger()
 
+SWITCH_S = 0.0001
+
 Body = Callable[[anyio.abc.TaskGroup], Awaitable[None]]
 
 
@@ -75,6 +77,8 @@ def make_private(path: Path) -> Path:
 def run_program(name: str, args: argparse.Namespace, make_body: Callable[[], Body]) -> int:
     """Run until SIGTERM or SIGINT. 0: stopped cleanly; 2: bad arguments; 1: could not start, or failed."""
     configure_logging(args.log_level)
+    # With the default of 5 ms a busy event loop starves the store's writer thread: commits took seconds.
+    sys.setswitchinterval(SWITCH_S)
     found: list[MoorageError] = []
     try:
         anyio.run(_run_until_signal, make_body(), backend_options={"use_uvloop": True})

@@ -26,15 +26,21 @@ T = TypeVar("T")
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One record changed: before and after, None where it did not or does not exist."""
+    """One record changed: before and after, None where it did not or does not exist.
+
+    ``created``: the revision of the record's creation, also when it is gone; 0 where nobody asks for it.
+    """
 
     key: str
     revision: Revision
     before: object | None
     after: object | None
+    created: Revision = Revision(0)
 
 
 Listener = Callable[[Change], None]
+# Called with a revision once the view is there; ``is_load``: by loading everything, not by following each change.
+EndListener = Callable[[Revision, bool], None]
 
 
 class _Waiter(Generic[T]):
@@ -113,11 +119,16 @@ class Feed:
         self.view = View()
         self.signals = Signals()
         self._listeners: list[Listener] = []
+        self._end_listeners: list[EndListener] = []
         self._reached: dict[Revision, list[anyio.Event]] = {}
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` on every change, in order, in the loop turn that applies it. It must not block."""
         self._listeners.append(listener)
+
+    def subscribe_ends(self, listener: EndListener) -> None:
+        """Call ``listener`` in the same turn after all changes of a revision, and after every load. Must not block."""
+        self._end_listeners.append(listener)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Load, then follow until cancelled; ``started`` once everything is loaded."""
@@ -152,7 +163,7 @@ class Feed:
             for key in [k for k in table.keys() if k not in seen]:  # noqa: SIM118 - a Table is not a mapping
                 self._drop(key, listing.revision)
             table.index = max(table.index, listing.revision)
-        self._advance(newest)
+        self._advance(newest, is_load=True)
 
     def _apply(self, batch: EventBatch) -> None:
         for event in batch.events:
@@ -177,14 +188,14 @@ class Feed:
         table = self.view.tables_by_prefix[keys.table_of(key)]
         old = table.find(key)
         table.put(key, record)
-        self._tell(Change(key, record.modified, old.value if old else None, record.value))
+        self._tell(Change(key, record.modified, old.value if old else None, record.value, record.created))
 
     def _drop(self, key: str, revision: Revision) -> None:
         table = self.view.tables_by_prefix[keys.table_of(key)]
         old = table.find(key)
         if old is not None:
             table.drop(key)
-            self._tell(Change(key, revision, old.value, None))
+            self._tell(Change(key, revision, old.value, None, old.created))
 
     def _tell(self, change: Change) -> None:
         for listener in self._listeners:
@@ -192,8 +203,10 @@ class Feed:
         self.signals.notify(change.key, change)
         self.signals.notify(keys.table_of(change.key), change)
 
-    def _advance(self, revision: Revision) -> None:
+    def _advance(self, revision: Revision, *, is_load: bool = False) -> None:
         self.view.revision = max(self.view.revision, revision)
+        for listener in self._end_listeners:
+            listener(self.view.revision, is_load)
         for reached in [r for r in self._reached if r <= self.view.revision]:
             for event in self._reached.pop(reached):
                 event.set()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
 import msgspec
 
 from moorage.errors import StateConflict
 from moorage.model.ids import Revision
 from moorage.state import codec
 from moorage.state.feed import Feed
-from moorage.state.store import Compare, Delete, Op, Put, Store
+from moorage.state.store import Compare, Delete, EventBatch, Op, Put, Store
 from moorage.state.view import View
 
 
@@ -53,6 +56,10 @@ class Repo:
     def view(self) -> View:
         """The records in memory."""
         return self.feed.view
+
+    def watch(self, after: Revision) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
+        """All batches above ``after``, as long as the store keeps them: see ``Store.watch``."""
+        return self._store.watch("", after)
 
     async def commit(self, write: Write) -> Revision:
         """Make the changes durable and visible in the view, all or none; returns their revision.

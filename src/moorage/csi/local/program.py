@@ -37,15 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node-id", default="", metavar="ID", help="this node's id (default: the host name)")
     parser.add_argument(
         "--die-with-parent",
-        action="store_true",
-        help="end when the thread that started this process ends, however it ends",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="PID",
+        help="end when the thread that started this process ends, however it ends; with PID, end at once when the "
+        "parent is another process, which then has ended already",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Meant for a process of its own: sets its file mask and limits."""
-    parent = os.getppid()
-    if args.die_with_parent and not _die_with(parent):
+    if args.die_with_parent is not None and not _die_with(args.die_with_parent or os.getppid()):
         return 0
     os.umask(0o077)
     _raise_file_limit()
