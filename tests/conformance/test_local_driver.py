@@ -126,6 +126,11 @@ async def test_socket_and_directories_are_private(client: Client) -> None:
     assert stat.S_IMODE(os.stat(client.data).st_mode) == 0o700
 
 
+async def test_parameters_come_back_as_the_context(client: Client) -> None:
+    request = csi.CreateVolumeRequest(name="one", volume_capabilities=[capability()], parameters={"a": "b"})
+    assert dict((await client(calls.CREATE_VOLUME, request)).volume.volume_context) == {"a": "b"}
+
+
 async def test_create_is_idempotent_by_name(client: Client) -> None:
     first = await client.create("one", required=GIB, limit=2 * GIB)
     assert first.capacity_bytes == GIB

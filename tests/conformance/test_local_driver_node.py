@@ -55,7 +55,11 @@ class Client:
         assert text in caught.value.message
 
     async def create(self, name: str = "one") -> str:
-        request = csi.CreateVolumeRequest(name=name, volume_capabilities=[capability(Mode.SINGLE_NODE_WRITER)])
+        request = csi.CreateVolumeRequest(
+            name=name,
+            volume_capabilities=[capability(Mode.SINGLE_NODE_WRITER)],
+            capacity_range=csi.CapacityRange(required_bytes=GIB),
+        )
         self.volume_id = (await self(calls.CREATE_VOLUME, request)).volume.volume_id
         return self.volume_id
 
@@ -370,6 +374,14 @@ async def test_stats_and_expansion(client: Client) -> None:
         csi.ControllerExpandVolumeRequest(volume_id=client.volume_id, capacity_range=bounds),
     )
     assert (await client(calls.NODE_EXPAND_VOLUME, grow)).capacity_bytes == 2 * GIB
+
+
+def test_usage_of_a_volume_without_a_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    usage = measure_usage(tmp_path, capacity_bytes=0)
+    assert 100_000 <= usage.used_bytes <= 200_000
+    assert usage.available_bytes > 0
+    assert usage.total_bytes == usage.used_bytes + usage.available_bytes
 
 
 def test_usage_of_a_large_volume_is_that_of_the_filesystem(tmp_path: Path) -> None:

@@ -35,9 +35,7 @@ class Reply:
         return json.loads(self.body)
 
 
-def ask(
-    url: str, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None
-) -> Reply:
+def ask(url: str, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
     """Ask once, on a connection of its own. ``body``: bytes go as they are, anything else as JSON.
 
     Raises OSError or HTTPException when no whole answer comes.

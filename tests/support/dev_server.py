@@ -72,6 +72,18 @@ def find_mounts(below: Path) -> dict[str, str]:
     return found
 
 
+def list_marked(place: Path) -> list[int]:
+    """Processes, with their children's children, whose environment bears the mark of this directory."""
+    mark = f"{MARK}={place}".encode()
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (directory / "environ").read_bytes().split(b"\0"):
+                    found.append(int(directory.name))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Who runs a program, and by which interpreter. ``user`` None: whoever runs the tests."""
@@ -243,14 +255,7 @@ class Fleet:
 
     def find_processes(self) -> list[int]:
         """Processes that came from this fleet, children of children too, as long as they live."""
-        mark = f"{MARK}={self.place}".encode()
-        found = []
-        for directory in Path("/proc").iterdir():
-            if directory.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if mark in (directory / "environ").read_bytes().split(b"\0"):
-                        found.append(int(directory.name))
-        return found
+        return list_marked(self.place)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from moorage.model.assignment import MountedReport, Report, StepReport, Unmounte
 from moorage.model.claim import Attached, Mounted
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
+from moorage.rules.nodes import FencingSettings
 from moorage.state.feed import Feed
 from moorage.state.memory import MemoryStore
 from moorage.state.repo import Repo
@@ -31,6 +32,9 @@ class RunningClock:
 
     def now_ns(self) -> int:
         return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
 
 
 class Kit:
@@ -79,9 +83,11 @@ class Kit:
 
 
 @asynccontextmanager
-async def running_kit(store: Store | None = None, *, request_s: float = 5.0) -> AsyncIterator[Kit]:
+async def running_kit(
+    store: Store | None = None, *, request_s: float = 5.0, fencing: FencingSettings | None = None
+) -> AsyncIterator[Kit]:
     """A kit whose engine and agent run until the block ends."""
-    kit = Kit(store or MemoryStore(), EngineSettings(request_s=request_s))
+    kit = Kit(store or MemoryStore(), EngineSettings(request_s=request_s, fencing=fencing or FencingSettings()))
     async with anyio.create_task_group() as group:
         await group.start(kit.service.run)
         await kit.register()

@@ -31,7 +31,7 @@ from moorage.agent.reporter import Reporter
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import Client, follow, retry_delay_s
-from moorage.errors import MoorageError, NotFound, Rejected, Unavailable
+from moorage.errors import Conflict, MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.assignment import ClaimAssignments, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
@@ -154,7 +154,7 @@ class _Agent:
         await self._clean(volumes)
         lease_s = await self._register_first()
         log.info("node.registered", node=self._node.id, name=self._node.name, lease_s=lease_s)
-        group.start_soon(self._keep_lease, lease_s, name="lease")
+        group.start_soon(self._keep_lease, lease_s, volumes, name="lease")
         group.start_soon(self._follow_steps, group, name="steps")
         random = self._around.random
         group.start_soon(lambda: fingerprints.report(self._client, self._link, random=random), name="plugins")
@@ -172,19 +172,19 @@ class _Agent:
         failures = 0
         while True:
             try:
-                return await self._register()
+                return await self._register(is_clean=True)
             except (Unavailable, Rejected) as e:
                 failures += 1
                 self._link.note_fault(e)
                 await anyio.sleep(retry_delay_s(failures, self._around.random()))
 
-    async def _register(self) -> float:
-        registered = await self._client.register_node(self._node)
+    async def _register(self, *, is_clean: bool) -> float:
+        registered = await self._client.register_node(self._node, is_clean=is_clean)
         self._link.note_registered()
         self._registered.set()
         return registered.lease_s
 
-    async def _keep_lease(self, lease_s: float) -> None:
+    async def _keep_lease(self, lease_s: float, volumes: Volumes) -> None:
         failures = 0
         while True:
             pause_s = lease_s / HEARTBEATS_PER_LEASE
@@ -192,11 +192,23 @@ class _Agent:
                 pause_s = min(pause_s, retry_delay_s(failures, self._around.random()))
             await self._link.wait_wake(pause_s)
             try:
-                lease_s = await self._register()
+                lease_s = await self._renew(volumes)
                 failures = 0
             except (Unavailable, Rejected) as e:
                 failures += 1
                 self._link.note_fault(e)
+
+    async def _renew(self, volumes: Volumes) -> float:
+        """Renew the lease; a node that the server had lost first lets go of what is not its own any more."""
+        try:
+            return await self._register(is_clean=False)
+        except Conflict as e:
+            log.warning("node.was_lost", node=self._node.id, error=e.message)
+        self._link.note_fault(Unavailable("the server had lost this node"))
+        answer = await self._client.wait_claims(self._node.id, 0, 0.0)
+        volumes.assign(answer.claims)
+        await self._clean(volumes)
+        return await self._register(is_clean=True)
 
     # -- standing queries --------------------------------------------------------------------------------------------
 

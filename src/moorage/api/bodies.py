@@ -157,8 +157,8 @@ def _parse(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except msgspec.DecodeError as error:
         if "trailing characters" in str(error):
-            # Data after the first JSON value is ignored, as the recorded decoder does.
-            return json.JSONDecoder().raw_decode(body.decode("utf-8").lstrip())[0]
+            # Data after the first JSON value is ignored, as the recorded decoder does, and need not be UTF-8.
+            return json.JSONDecoder().raw_decode(body.decode("utf-8", "replace").lstrip())[0]
         if "truncated" in str(error):
             raise BadRequest(f"unexpected EOF: the JSON ends at byte {len(body)} before it is complete") from error
         raise BadRequest(f"invalid character: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,15 +12,20 @@ _encoder = msgspec.json.Encoder(order="sorted")
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
+# Sends one piece of an answer, and returns when the client can take more.
+Write = Callable[[bytes], Awaitable[None]]
+Stream = Callable[[Write], Awaitable[None]]
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values;
-    header names are lower case."""
+    """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values, ``raw_query``
+    the whole query as it came; header names are lower case."""
 
     method: str
     path: str
     parts: tuple[str, ...] = ()
     query: Mapping[str, str] = {}
+    raw_query: bytes = b""
     headers: Mapping[str, str] = {}
     body: bytes = b""
 
@@ -30,12 +35,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer. ``content_type`` None: none is sent (an empty body)."""
+    """An answer. ``content_type`` None: none is sent (an empty body).
+
+    ``stream``: writes the body piece by piece, until it ends or is cancelled; ``body`` is then not looked at.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str | None = None
     headers: Mapping[str, str] = {}
+    stream: Stream | None = None
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from moorage.errors import BadRequest
 from moorage.model.assignment import NodeRegistration, PluginReport, Reports
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
+from moorage.model.plugin import Plugin
 from moorage.rules.search import check_node_prefix
 
 NODES = "nodes/"
@@ -29,7 +31,7 @@ def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
         "Attributes": None,
         "CreateIndex": created,
         "Datacenter": node.datacenter,
-        "Drain": False,
+        "Drain": node.wanted == "draining",
         "Drivers": {},
         "HostVolumes": {},
         "ID": node.id,
@@ -38,11 +40,20 @@ def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
         "Name": node.name,
         "NodeClass": node.node_class,
         "NodePool": node.node_pool,
-        "SchedulingEligibility": "eligible",
+        "SchedulingEligibility": "eligible" if node.wanted == "active" else "ineligible",
         "Status": node.status,
-        "StatusDescription": "",
+        "StatusDescription": _describe(node),
         "Version": node.version,
     }
+
+
+def _describe(node: Node) -> str:
+    if node.status != "down":
+        return ""
+    if node.fence is None:
+        return "lost: claims that write wait for evidence that it holds nothing (moorage node fence)"
+    by = f" by {node.fence.by}" if node.fence.by else ""
+    return f"lost, fenced ({node.fence.kind}{by}): {node.fence.reason}"
 
 
 async def list_nodes(service: Service, request: Request) -> Answer:
@@ -63,14 +74,19 @@ async def read_node(service: Service, request: Request, node_id: str) -> Answer:
     found = reads.find_node(node_id)
     if found is None:
         return _no_node(node_id)
-    node = found.value
+    body = node_whole(found.value, found.created, found.modified, [r.value for r in reads.list_plugins()])
+    return json_answer(request, body, Meta(index=reads.table_index(NODES)))
+
+
+def node_whole(node: Node, created: int, modified: int, plugins: Iterable[Plugin]) -> dict[str, Any]:
+    """A node whole, with its instances of the plugins."""
     controllers, nodes = {}, {}
-    for record in reads.list_plugins():
-        instance = record.value.instances.get(node.id)
+    for plugin in plugins:
+        instance = plugin.instances.get(node.id)
         if instance is not None and instance.controller is not None:
-            controllers[record.value.id] = plugin_answers.plugin_on_node(record.value, instance, is_controller=True)
+            controllers[plugin.id] = plugin_answers.plugin_on_node(plugin, instance, is_controller=True)
         if instance is not None and instance.node is not None:
-            nodes[record.value.id] = plugin_answers.plugin_on_node(record.value, instance, is_controller=False)
+            nodes[plugin.id] = plugin_answers.plugin_on_node(plugin, instance, is_controller=False)
     sizes = {"CPU": node.cpu_mhz, "MemoryMB": node.memory_mb, "DiskMB": node.disk_mb}
     resources = {
         "Cpu": {"CpuShares": node.cpu_mhz},
@@ -78,7 +94,7 @@ async def read_node(service: Service, request: Request, node_id: str) -> Answer:
         "Disk": {"DiskMB": node.disk_mb},
     }
     nothing = {"Cpu": {"CpuShares": 0}, "Memory": {"MemoryMB": 0}, "Disk": {"DiskMB": 0}}
-    body = _stub(node, found.created, found.modified) | {
+    return _stub(node, created, modified) | {
         "Attributes": node.attributes,
         "CSIControllerPlugins": controllers,
         "CSINodePlugins": nodes,
@@ -94,7 +110,6 @@ async def read_node(service: Service, request: Request, node_id: str) -> Answer:
         "StatusUpdatedAt": node.status_updated_at_ns // 1_000_000_000,
         "TLSEnabled": False,
     }
-    return json_answer(request, body, Meta(index=reads.table_index(NODES)))
 
 
 def _no_node(node_id: str) -> Answer:
@@ -104,7 +119,10 @@ def _no_node(node_id: str) -> Answer:
 
 
 async def list_node_allocations(service: Service, request: Request, node_id: str) -> Answer:
-    """GET /v1/node/:id/allocations."""
+    """GET /v1/node/:id/allocations: whole ones, because clients read each one's job unchecked.
+
+    Source: contract clients §2.
+    """
     options = parse_read(request)
     reads = service.reads
     topics = (ALLOCATIONS, *VOLUMES_TOPICS)
@@ -112,7 +130,7 @@ async def list_node_allocations(service: Service, request: Request, node_id: str
     if reads.find_node(node_id) is None:
         return _no_node(node_id)
     rows = [
-        answers.allocation_row(r.value, r.created, r.modified, reads.claims_of(r.value))
+        answers.allocation_whole(r.value, r.created, r.modified, reads.claims_of(r.value))
         for r in reads.list_allocations("*", "", node_id)
     ]
     return json_answer(request, rows, Meta(index=reads.table_index(ALLOCATIONS)))
@@ -126,6 +144,8 @@ def _decode(kind: type[T], body: bytes) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"json: {error}") from error
+    except RecursionError as error:
+        raise BadRequest("json: the body is nested too deeply") from error
 
 
 async def register_node(service: Service, request: Request, node_id: str) -> Answer:
@@ -133,7 +153,7 @@ async def register_node(service: Service, request: Request, node_id: str) -> Ans
     sent = _decode(NodeRegistration, request.body)
     if sent.node.id != node_id:
         raise BadRequest(f"node.id {sent.node.id!r} is not the node of the path, {node_id!r}")
-    registered = await service.nodes.register(sent.node)
+    registered = await service.nodes.register(sent.node, is_clean=sent.is_clean)
     return Answer(body=msgspec.json.encode(registered), content_type=JSON)
 
 

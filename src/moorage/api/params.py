@@ -100,6 +100,12 @@ def _parse_per_page(text: str) -> int:
     return int(text)
 
 
+def check_page_size(options: ReadOptions) -> None:
+    """A page has no negative size; where a driver pages it is the driver's to refuse. Raises BadRequest."""
+    if options.per_page < 0:
+        raise BadRequest("Expect a number for `per_page` query string parameter that is not negative")
+
+
 def parse_namespace(request: Request) -> str:
     """The namespace of a write, after the region was checked."""
     check_region(request.query)

@@ -11,7 +11,19 @@ from typing import Any
 
 import msgspec
 
-from moorage.api import agents, allocations, elsewhere, namespaces, nodes, plugins, search, volumes
+from moorage.api import (
+    agents,
+    allocations,
+    elsewhere,
+    events,
+    namespaces,
+    nodes,
+    openapi,
+    plugins,
+    search,
+    volume_lists,
+    volumes,
+)
 from moorage.api.http import Answer, Request
 from moorage.engine.service import Service
 
@@ -44,7 +56,7 @@ async def _snapshot_of(service: Service, request: Request, volume_id: str) -> An
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("/v1/volumes", {"GET": volumes.list_volumes, **_write(volumes.register)}, is_blocking=True),
+    Route("/v1/volumes", {"GET": volume_lists.list_volumes, **_write(volumes.register)}, is_blocking=True),
     Route("/v1/volumes/external", {"GET": volumes.list_external}),
     Route(
         "/v1/volumes/snapshot",
@@ -97,10 +109,12 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("/v1/search", _write(search.search)),
     Route("/v1/search/fuzzy", _write(search.search_fuzzy)),
+    Route("/v1/event/stream", {"GET": events.stream_events}),
     Route("/v1/status/leader", {"GET": agents.read_leader}),
     Route("/v1/status/peers", {"GET": agents.list_peers}),
     Route("/v1/regions", {"GET": agents.list_regions}),
     Route("/v1/agent/health", {"GET": agents.read_health}),
+    Route("/v1/openapi.json", {"GET": openapi.read_openapi}),
     Route("/v1/agent/self", {"GET": agents.read_self}),
     Route("/v1/agent/members", {"GET": agents.read_members}),
     Route("/v1/agent/servers", {"GET": agents.list_servers}),

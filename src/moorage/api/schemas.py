@@ -6,58 +6,25 @@ open. Plain data: nothing here is looked at when a request is answered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from moorage.api.schema_parts import (
+    ANYTHING,
+    BOOL,
+    COUNT,
+    EMPTY,
+    INTEGER,
+    NULL,
+    TEXT,
+    TEXTS,
+    TIME,
+    TIME_NS,
+    Schema,
+    list_of,
+    map_of,
+    or_null,
+    record,
+    ref,
+)
 
-from moorage.api.meanings import MEANINGS
-
-Schema = dict[str, Any]
-
-TEXT: Schema = {"type": "string"}
-BOOL: Schema = {"type": "boolean"}
-INTEGER: Schema = {"type": "integer"}
-COUNT: Schema = {"type": "integer", "minimum": 0}
-NULL: Schema = {"type": "null"}
-TIME_NS: Schema = {"type": "integer", "description": "nanoseconds since the epoch; 0: not yet"}
-TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
-ANYTHING: Schema = {}
-EMPTY: Schema = {"type": "object", "maxProperties": 0}
-
-
-def ref(name: str) -> Schema:
-    """A reference to a schema of this description."""
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def list_of(item: Schema) -> Schema:
-    """A list."""
-    return {"type": "array", "items": item}
-
-
-def map_of(item: Schema) -> Schema:
-    """An object with any names."""
-    return {"type": "object", "additionalProperties": item}
-
-
-def or_null(schema: Schema) -> Schema:
-    """The same, or null."""
-    if isinstance(schema.get("type"), str):
-        return schema | {"type": [schema["type"], "null"]}
-    return {"oneOf": [schema, NULL]}
-
-
-def record(meaning: str, members: Mapping[str, Schema]) -> Schema:
-    """An object of exactly these members, all sent; each gets its meaning from the table of meanings."""
-    described = {name: _described(name, schema) for name, schema in members.items()}
-    return {"type": "object", "description": meaning, "required": sorted(described), "properties": described}
-
-
-def _described(name: str, schema: Schema) -> Schema:
-    meaning = MEANINGS.get(name)
-    return schema if meaning is None or "description" in schema else schema | {"description": meaning}
-
-
-TEXTS = map_of(TEXT)
 _INDEXES = {"CreateIndex": COUNT, "ModifyIndex": COUNT}
 _ENVELOPE = {"Index": COUNT, "KnownLeader": BOOL, "LastContact": COUNT, "NextToken": TEXT}
 _HEALTH = {
@@ -363,12 +330,36 @@ _ALLOCATIONS: dict[str, Schema] = {
     "Stopped": record("The index of a write.", {"EvalID": TEXT, "Index": COUNT}),
 }
 
-_STATE = {"ok": BOOL, "message": TEXT}
-_STATUS: dict[str, Schema] = {
-    "Health": record(
-        "How the server fares, and this host's agent.",
-        {"client": record("The agent.", _STATE), "server": record("The server.", _STATE)},
+_SETTING = or_null(map_of(ANYTHING))
+_STATE = record("How one part fares.", {"ok": BOOL, "message": TEXT})
+_AROUND: dict[str, Schema] = {
+    "Namespace": record(
+        "A namespace.",
+        _INDEXES
+        | {
+            "Capabilities": _SETTING,
+            "ConsulConfiguration": _SETTING,
+            "Description": TEXT,
+            "Hash": TEXT,
+            "ID": TEXT,
+            "Meta": or_null(TEXTS),
+            "Name": TEXT,
+            "NodePoolConfiguration": _SETTING,
+            "OptionalExtraClaims": _SETTING,
+            "Quota": TEXT,
+            "RequiredExtraClaims": _SETTING,
+            "VaultConfiguration": _SETTING,
+        },
     ),
+    "Found": record(
+        "What a search found, by context.",
+        _ENVELOPE | {"Matches": map_of(or_null(list_of(ANYTHING))), "Truncations": map_of(BOOL)},
+    ),
+    "Health": {
+        "type": "object",
+        "description": "How the server fares, and this host's agent; either part, or both.",
+        "properties": {"client": _STATE, "server": _STATE},
+    },
     "Problem": {
         "type": "object",
         "description": "A refusal as RFC 9457 has it, for who accepts application/problem+json; more members name IDs.",
@@ -384,4 +375,4 @@ _STATUS: dict[str, Schema] = {
     },
 }
 
-SCHEMAS: dict[str, Schema] = {**_VOLUMES, **_PLUGINS, **_NODES, **_ALLOCATIONS, **_STATUS}
+SCHEMAS: dict[str, Schema] = {**_VOLUMES, **_PLUGINS, **_NODES, **_ALLOCATIONS, **_AROUND}

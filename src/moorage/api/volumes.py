@@ -18,9 +18,10 @@ from moorage.api.bodies import (
 )
 from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, text_answer
 from moorage.api.params import ReadOptions, check_region, parse_bool, parse_namespace, parse_read, parse_secrets
+from moorage.api.timing import waiting
 from moorage.engine.checks import Written
 from moorage.engine.listings import SnapshotRequest
-from moorage.engine.reads import VOLUMES_TOPICS, VolumeRead
+from moorage.engine.reads import VOLUMES_TOPICS
 from moorage.engine.service import Service
 from moorage.errors import BadRequest, Rejected
 from moorage.model.ids import ALL_NAMESPACES, NamespaceName, PluginId, VolumeId
@@ -36,65 +37,11 @@ async def wait_for_change(
     """Hold a read back until something under it is newer than the index it names. Source: contract §1.7."""
     if options.index:
         wait_s = options.wait_s * (1 + service.chance.jitter() / JITTER_FRACTION)
-        await service.reads.wait(topics, index_of, above=options.index, timeout_s=wait_s)
+        with waiting():
+            await service.reads.wait(topics, index_of, above=options.index, timeout_s=wait_s)
 
 
 # -- reads -----------------------------------------------------------------------------------------------------------
-
-
-async def list_volumes(service: Service, request: Request) -> Answer:
-    """GET /v1/volumes."""
-    kind = request.query.get("type")
-    if kind is None:
-        return json_answer(request, [], Meta(index=service.reads.volumes_index))
-    if kind == "host":
-        parse_read(request)
-        return json_answer(request, [], Meta(index=1))
-    if kind != "csi":
-        return text_answer(404, "resource not found")
-    options = parse_read(request)
-    reads = service.reads
-    await wait_for_change(service, options, VOLUMES_TOPICS, lambda: reads.volumes_index)
-    meta = Meta(index=reads.volumes_index)
-    page, next_token = _cut_page(_select(service, request, options), options)
-    headers = {"X-Nomad-NextToken": next_token} if next_token else {}
-    return json_answer(request, [answers.volume_stub(r) for r in page], meta, **headers)
-
-
-def _select(service: Service, request: Request, options: ReadOptions) -> Iterable[VolumeRead]:
-    plugin_id = request.query.get("plugin_id", "")
-    node_id = request.query.get("node_id", "")
-    found = service.reads.list_volumes(options.namespace, options.prefix)
-    for read in found:
-        if plugin_id and read.record.value.plugin_id != plugin_id:
-            continue
-        if node_id and not any(c.node_id.startswith(node_id) for c in read.claims):
-            continue
-        yield read
-
-
-def _cut_page(found: Iterable[VolumeRead], options: ReadOptions) -> tuple[list[VolumeRead], str]:
-    """One page and the token of the next: the namespace and ID of its first volume. Source: contract §5.1."""
-    if options.is_reversed:
-        found = reversed(list(found))
-    start = _parse_token(options.next_token)
-    page: list[VolumeRead] = []
-    for read in found:
-        key = read.record.value.key
-        if start is not None and ((key > start) if options.is_reversed else (key < start)):
-            continue
-        if options.per_page > 0 and len(page) == options.per_page:
-            return page, f"{key[0]}.{key[1]}"
-        page.append(read)
-    return page, ""
-
-
-def _parse_token(token: str) -> tuple[str, str] | None:
-    if not token:
-        return None
-    # A namespace holds no dot: the first one parts it from the ID.
-    namespace, _, volume_id = token.partition(".")
-    return namespace, volume_id
 
 
 async def read_volume(service: Service, request: Request, volume_id: str) -> Answer:

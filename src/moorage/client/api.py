@@ -64,9 +64,9 @@ class Client:
         self._transport = transport
         self._call_timeout_s = call_timeout_s
 
-    async def register_node(self, node: Node) -> NodeRegistered:
-        """Make the node known, or renew its lease."""
-        body = _encode(NodeRegistration(node=node))
+    async def register_node(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
+        """Make the node known, or renew its lease. Raises Conflict when the server had lost the node: clean first."""
+        body = _encode(NodeRegistration(node=node, is_clean=is_clean))
         return _decode(await self._call("PUT", _page(node.id, "register"), body=body), NodeRegistered)
 
     async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:

@@ -96,8 +96,8 @@ class Allocations:
             found = self._reads.find_node(node_id)
             if found is None:
                 raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
-            return found.value
-        ready = [r.value for r in self._reads.list_nodes() if r.value.status == "ready"]
+            return _check_takes_uses(found.value)
+        ready = [r.value for r in self._reads.list_nodes() if r.value.status == "ready" and r.value.wanted == "active"]
         if len(ready) == 1:
             return ready[0]
         raise BadRequest(f"Allocation.NodeID is missing, and {len(ready)} nodes are ready: name one")
@@ -195,6 +195,17 @@ class Allocations:
             except StateConflict:
                 continue
         raise Unavailable(f'allocation "{allocation_id}" keeps changing; try again')
+
+
+def _check_takes_uses(node: Node) -> Node:
+    if node.status != "ready":
+        raise Conflict(
+            f'node "{node.id}" is {node.status}: no use can start there', code="node_not_ready", node=node.id
+        )
+    if node.wanted == "draining":
+        text = f'node "{node.id}" is draining: it takes no new uses; `moorage node drain -disable {node.id}` ends that'
+        raise Conflict(text, code="node_draining", node=node.id)
+    return node
 
 
 def _claims_in(write: Write) -> list[Claim]:

@@ -85,9 +85,8 @@ def tell(view: View, revision: Revision, changes: Sequence[Change]) -> Happening
     for change in changes:
         table = keys.table_of(change.key)
         if table == keys.CLAIMS:
-            before, after = change.before, change.after
-            claim = after if after is not None else before
-            if isinstance(claim, Claim) and rules.is_claim_moved(before, after):  # type: ignore[arg-type]
+            claim = _find_moved_claim(change)
+            if claim is not None:
                 key = keys.volume_key(*claim.volume_key)
                 moved[key] = None
                 order.setdefault(key, change)
@@ -95,7 +94,7 @@ def tell(view: View, revision: Revision, changes: Sequence[Change]) -> Happening
             order.setdefault(change.key, change)
             if table == keys.VOLUMES:
                 volumes[change.key] = change
-    found = []
+    found: list[Event] = []
     for key, change in order.items():
         if keys.table_of(key) == keys.VOLUMES:
             told = _tell_volume(view, key, volumes.get(key), is_claim_moved=key in moved)
@@ -104,6 +103,13 @@ def tell(view: View, revision: Revision, changes: Sequence[Change]) -> Happening
         if told is not None:
             found.append(Event(revision=revision, position=len(found), label=told[0], subject=told[1]))
     return Happening(revision, tuple(found)) if found else None
+
+
+def _find_moved_claim(change: Change) -> Claim | None:
+    before, after = change.before, change.after
+    assert before is None or isinstance(before, Claim)
+    assert after is None or isinstance(after, Claim)
+    return (after or before) if rules.is_claim_moved(before, after) else None
 
 
 def _tell_volume(view: View, key: str, change: Change | None, *, is_claim_moved: bool) -> Told:

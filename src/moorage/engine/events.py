@@ -60,7 +60,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reader:
-    """One reader's place. Made by ``Events.open``; ``next`` is for one task."""
+    """One reader's place. Made by ``Events.open``; ``next`` is for one task. ``ended``: why it gets no more."""
 
     def __init__(self, wanted: EventFilter, *, first: int, unread_max: int) -> None:
         self._wanted = wanted
@@ -69,44 +69,46 @@ class Reader:
         self._queue: deque[Happening] = deque()
         # What was in the ring when the reader came is not its fault.
         self._inherited = 0
-        self._end: End | None = None
+        self.ended: End | None = None
         self._wake: anyio.Event | None = None
 
     async def next(self, *, timeout_s: float) -> Happening | End | None:
         """What happened next, as far as it was asked for; None at the timeout (seconds); an End is the last answer."""
         with anyio.move_on_after(timeout_s):
-            while not self._queue and self._end is None:
+            while not self._queue and self.ended is None:
                 self._wake = wake = anyio.Event()
                 await wake.wait()
         if self._queue:
             self._inherited = max(0, self._inherited - 1)
             return self._queue.popleft()
-        return self._end
+        return self.ended
 
     def inherit(self, happening: Happening) -> None:
         """Take from the ring what happened before the reader came."""
         picked = self._pick(happening)
-        if picked is not None and self._end is None:
+        if picked is not None and self.ended is None:
             self._queue.append(picked)
             self._inherited += 1
 
     def offer(self, happening: Happening) -> None:
         """Take what just happened; the reader is cut off when too much is unread."""
         picked = self._pick(happening)
-        if picked is None or self._end is not None:
+        if picked is None or self.ended is not None:
             return
         if len(self._queue) - self._inherited >= self._unread_max:
             index = self._queue[0].revision
-            text = f"the reader is too slow: more than {self._unread_max} revisions are unread; go on with index={index}"
-            self.end(End(text=text, index=index))
+            text = (
+                f"the reader is too slow: more than {self._unread_max} revisions are unread; go on with index={index}"
+            )
+            self.stop(End(text=text, index=index))
             return
         self._queue.append(picked)
         self._rouse()
 
-    def end(self, end: End) -> None:
+    def stop(self, end: End) -> None:
         """Stop here; what is unread is dropped."""
         self._queue.clear()
-        self._end = self._end or end
+        self.ended = self.ended or end
         self._rouse()
 
     def _rouse(self) -> None:
@@ -196,7 +198,7 @@ class Events:
         self._weight = 0
         self._floor = self._newest = revision
         for reader in tuple(self._readers):
-            reader.end(_gone(self.oldest))
+            reader.stop(_gone(self.oldest))
 
     def _keep(self, happening: Happening) -> None:
         self._ring.append(happening)
@@ -209,9 +211,9 @@ class Events:
     # -- filling from the log ----------------------------------------------------------------------------------------
 
     async def fill(self) -> None:
-        """After a start: fill the ring from the store's log, as far back as it is kept. Raises nothing but cancellation.
+        """After a start, once the feed is loaded: fill the ring from the store's log, as far back as it is kept.
 
-        The feed is loaded and followed. What cannot be read in time is left out, and said so to readers that ask.
+        Raises nothing. What cannot be read in time is left out, and readers that ask for it are told so.
         """
         span = self.settings.past_revisions
         with anyio.move_on_after(self.settings.fill_s) as scope:
@@ -268,7 +270,7 @@ class Events:
         """
         reader = Reader(wanted, first=index, unread_max=self.settings.unread_max)
         if 0 < index <= self._floor:
-            reader.end(_gone(self.oldest))
+            reader.stop(_gone(self.oldest))
         for happening in self._ring:
             reader.inherit(happening)
         self._readers.add(reader)

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 import msgspec
 
+from moorage.engine.leases import Leases
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
-from moorage.errors import NotFound, StateConflict, Unavailable
+from moorage.errors import Conflict, NotFound, StateConflict, Unavailable
 from moorage.model.assignment import ClaimAssignment, ClaimAssignments, NodeRegistered, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.model.plugin import Instance
 from moorage.model.volume import Secrets
+from moorage.rules.nodes import fold_registration, free_after_reboot
 from moorage.rules.plugins import fold_report
 from moorage.state import keys
 from moorage.state.feed import Change
@@ -28,36 +30,71 @@ class Nodes:
     """The agents' side of the engine."""
 
     def __init__(
-        self, repo: Repo, reads: Reads, reconciler: Reconciler, clock: Clock, settings: EngineSettings
+        self,
+        repo: Repo,
+        reads: Reads,
+        reconciler: Reconciler,
+        clock: Clock,
+        settings: EngineSettings,
+        *,
+        leases: Leases,
     ) -> None:
         self._repo = repo
         self._reads = reads
         self._reconciler = reconciler
         self._clock = clock
         self._settings = settings
+        self._leases = leases
 
-    async def register(self, node: Node) -> NodeRegistered:
-        """Put the node on record; written only when something about it is new."""
+    async def register(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
+        """Put the node on record and renew its lease; written only when something about it is new.
+
+        A node that comes back after a boot no longer holds what was released there. One that was lost is taken back
+        only clean: raises Conflict, and the agent unmounts first what was taken from it.
+        """
         for _ in range(TRIES_MAX):
             found = self._reads.find_node(node.id)
-            now_ns = self._clock.now_ns()
             known = found.value if found else None
-            ready = replace(
-                node,
-                status="ready",
-                created_at_ns=known.created_at_ns if known else now_ns,
-                status_updated_at_ns=known.status_updated_at_ns if known else now_ns,
-            )
+            if known is not None and known.status == "down" and not is_clean:
+                text = f'node "{node.id}" was lost: unmount what is not its own any more, then register as clean'
+                raise Conflict(text, code="node_lost", node=node.id)
+            ready = fold_registration(known, node, now_ns=self._clock.now_ns())
             if ready == known:
                 break
-            ready = replace(ready, status_updated_at_ns=now_ns)
             write = Write().put(keys.node_key(node.id), ready, revision=found.modified if found else 0)
+            if known is not None:
+                self._free_released(write, known, ready)
             try:
                 await self._repo.commit(write)
             except StateConflict:
                 continue
             break
-        return NodeRegistered(lease_s=self._settings.lease_s)
+        self._leases.renew(node.id)
+        return NodeRegistered(lease_s=self._leases.lease_s)
+
+    def _free_released(self, write: Write, before: Node, after: Node) -> None:
+        for record in self._repo.view.claims.of_node(after.id):
+            freed = free_after_reboot(record.value, before, after)
+            if freed is not None:
+                write.put(keys.claim_key(freed.id), freed, revision=record.modified)
+
+    async def set_draining(self, node_id: str, *, is_draining: bool) -> int:
+        """Take no new uses on the node, and release the running ones; or take uses again. Returns the revision.
+
+        Raises NotFound, Unavailable.
+        """
+        for _ in range(TRIES_MAX):
+            found = self._reads.find_node(node_id)
+            if found is None:
+                raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
+            wanted = replace(found.value, wanted="draining" if is_draining else "active")
+            try:
+                return await self._repo.commit(
+                    Write().put(keys.node_key(found.value.id), wanted, revision=found.modified)
+                )
+            except StateConflict:
+                continue
+        raise Unavailable(f'node "{node_id}" keeps changing; try again')
 
     async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
         """Fold the node's driver instances into the plugins' records. Raises NotFound for an unknown node."""
@@ -91,8 +128,10 @@ class Nodes:
         return StepAssignments(index=self._reconciler.version(topic), steps=self._reconciler.find_steps(node_id))
 
     async def wait_claims(self, node_id: NodeId, *, index: int, wait_s: float) -> ClaimAssignments:
-        """The node's claims, as soon as they differ from those of ``index``."""
-        self._get_node(node_id)
+        """The node's claims, as soon as they differ from those of ``index``; for a lost node too, which has to know
+        what it still has before it may come back."""
+        if self._reads.find_node(node_id) is None:
+            raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)
         topic = claims_topic(node_id)
         await self._wait(topic, index, wait_s)
         return ClaimAssignments(index=self._reconciler.version(topic), claims=self._find_claims(node_id))
@@ -132,5 +171,7 @@ class Nodes:
         await self._reconciler.outcomes.fold_reports(reports)
 
     def _get_node(self, node_id: NodeId) -> None:
-        if self._reads.find_node(node_id) is None:
+        found = self._reads.find_node(node_id)
+        if found is None or found.value.status == "down":
+            # A node that was lost registers again first, after it has cleaned up what it no longer owns.
             raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)

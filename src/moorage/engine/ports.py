@@ -6,12 +6,19 @@ from typing import Protocol
 
 import msgspec
 
+from moorage.model.node import Node
+from moorage.rules.nodes import FencingSettings
+
 
 class Clock(Protocol):
     """The time of day."""
 
     def now_ns(self) -> int:
         """Nanoseconds since the epoch."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds of a clock that nobody sets; for pauses and silences."""
         ...
 
 
@@ -27,6 +34,14 @@ class Chance(Protocol):
         ...
 
 
+class FenceHook(Protocol):
+    """A program of the operator's that cuts a lost node off: a power switch, a hypervisor."""
+
+    async def fence(self, node: Node) -> str | None:
+        """Cut the node off; a text that says how it was done, or None when it was not. Never raises; has a deadline."""
+        ...
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines and limits of the engine, in seconds unless said otherwise.
 
@@ -35,7 +50,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_call_s: deadline of one call to a node service.
     operation_kept_s: how long an operation's record is kept for its caller.
     allocation_kept_s: how long an ended allocation is shown.
-    lease_s: how long a node may stay silent.
+    fencing: leases of nodes, and what frees the claims of a lost one.
     """
 
     request_s: float = 120.0
@@ -45,4 +60,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_call_s: float = 120.0
     operation_kept_s: float = 600.0
     allocation_kept_s: float = 3600.0
-    lease_s: float = 10.0
+    fencing: FencingSettings = FencingSettings()

@@ -91,10 +91,15 @@ class Reads:
             return None
         return self.join(record, with_allocations=True)
 
-    def list_volumes(self, namespace: str, prefix: str = "") -> Iterator[VolumeRead]:
-        """Volumes in order of (namespace, id); namespace ``*``: of all."""
+    def list_volumes(
+        self, namespace: str, prefix: str = "", *, start: tuple[str, str] | None = None, is_reversed: bool = False
+    ) -> Iterator[VolumeRead]:
+        """Volumes in order of (namespace, id) or backwards; namespace ``*``: of all.
+
+        ``start``: the first place to look at; it need not exist.
+        """
         chosen = None if namespace == ALL_NAMESPACES else namespace
-        for record in self._repo.view.volumes.ordered(chosen, prefix):
+        for record in self._repo.view.volumes.ordered(chosen, prefix, start=start, is_reversed=is_reversed):
             if _is_shown(record):
                 yield self.join(record)
 

@@ -8,11 +8,12 @@ from anyio.abc import TaskStatus
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
 from moorage.engine.events import Events, EventSettings
+from moorage.engine.leases import Leases
 from moorage.engine.listings import Listings
 from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
-from moorage.engine.ports import Chance, Clock, EngineSettings
+from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler
 from moorage.engine.removals import Removals
@@ -31,6 +32,7 @@ class Service:
         settings: EngineSettings | None = None,
         *,
         event_settings: EventSettings | None = None,
+        hook: FenceHook | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
@@ -46,7 +48,8 @@ class Service:
         self.listings = Listings(self.reads, self.operations)
         self.namespaces = Namespaces(repo, self.reads)
         self.allocations = Allocations(repo, self.reads, clock, chance)
-        self.nodes = Nodes(repo, self.reads, self.reconciler, clock, self.settings)
+        self.leases = Leases(repo, self.reads, clock, self.settings.fencing, allocations=self.allocations, hook=hook)
+        self.nodes = Nodes(repo, self.reads, self.reconciler, clock, self.settings, leases=self.leases)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the store and reconcile, until cancelled; ``started`` once all records are loaded and looked at."""
@@ -54,4 +57,5 @@ class Service:
             await group.start(self._repo.feed.run)
             await self.events.fill()
             await group.start(self.reconciler.run)
+            group.start_soon(self.leases.run)
             task_status.started()

@@ -103,7 +103,7 @@ class Registrations:
     def _warn_doubles(self, volumes: Sequence[Volume]) -> str:
         """What is odd about a register: a disk with a record already. Bounded: it goes into a header."""
         view = self._repo.view
-        texts = []
+        texts: list[str] = []
         for volume in volumes:
             others = view.volumes.of_disk(volume.plugin_id, volume.external_id)
             if others and len(texts) < WARNINGS_MAX:

@@ -18,9 +18,14 @@ from moorage.model.volume import Fault, MountOptions, Secrets
 
 
 class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of ``PUT register``."""
+    """Body of ``PUT register``.
+
+    ``is_clean``: the agent has just seen to it that nothing is mounted here for a claim that the server does not have.
+    A node that the server had lost is taken back only with it.
+    """
 
     node: Node
+    is_clean: bool = False
 
 
 class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,7 +47,12 @@ class Mounted(_State, frozen=True, kw_only=True, tag="mounted"):
 
 
 class NodeDetached(_State, frozen=True, kw_only=True, tag="node_detached"):
-    """Unpublished (and unstaged, if it was the last use) on the node; the controller may still have it attached."""
+    """Unpublished (and unstaged, if it was the last use) on the node; the controller may still have it attached.
+
+    ``evidence`` is empty when the agent said so, else what stood in for its word on a node that was lost.
+    """
+
+    evidence: str = ""
 
 
 class ControllerDetached(_State, frozen=True, kw_only=True, tag="controller_detached"):

@@ -12,6 +12,23 @@ import msgspec
 from moorage.model.ids import NodeId
 
 NodeStatus = Literal["initializing", "ready", "down"]
+NodeWanted = Literal["active", "draining"]
+# What shows that a lost node can no longer write to a volume; ``grace`` serves readers only.
+#   reboot      the node registered again with another boot ID: what was mounted before is not mounted now
+#   self_fence  the agent had promised to stop its writers and unmount before the grace is over
+#   hook        a program of the operator's (power switch, hypervisor) said so with exit code 0
+#   operator    somebody said so, with a reason
+#   timeout     nobody said so; the setting ``takeover = "timeout"`` accepts the risk
+FenceKind = Literal["reboot", "self_fence", "hook", "operator", "timeout", "grace"]
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True):
+    """Evidence that a node holds nothing any more, kept with who gave it and why."""
+
+    kind: FenceKind
+    reason: str = ""
+    by: str = ""
+    at_ns: int = 0
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,5 +48,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: int = 0
     disk_mb: int = 0
     version: str = ""
+    wanted: NodeWanted = "active"
+    is_self_fencing: bool = False
+    # Set while the node is down: since when, and the evidence that it holds nothing (None: it may still write).
+    lost_at_ns: int = 0
+    fence: Fence | None = None
     created_at_ns: int = 0
     status_updated_at_ns: int = 0

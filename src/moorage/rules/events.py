@@ -134,7 +134,7 @@ def choose_node_type(before: Node | None, after: Node | None) -> str:
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """What a reader asked for: keys by topic, ``*`` for all topics or all keys; and one namespace or all (``*``)."""
 
-    keys_by_topic: Mapping[str, frozenset[str]] = {ALL_TOPICS: frozenset({ALL_KEYS})}
+    keys_by_topic: Mapping[str, frozenset[str]]
     namespace: str = "default"
 
     def matches(self, label: Label) -> bool:

@@ -96,8 +96,7 @@ _MOUNT_OPTIONS = _pointer("CSIMountOptions", {"FSType": STRING, "MountFlags": ST
 # Claims by allocation: the values of the first are always null, the second never leave the server.
 _ALLOCATIONS = _map_of(_pointer("Allocation", {}))
 _CLAIMS = _map_of(_pointer("CSIVolumeClaim", {}), is_hidden=True)
-# Seen empty by every filter, so that no secret can be guessed at, and a key that exists fails like one that does not.
-_SECRETS = MapOf(STRING, "structs.CSISecrets", is_hidden=True)
+# There is no Secrets here on purpose: no filter may ask for one, and a key that exists fails like one that does not.
 
 VOLUME = Record(
     "structs.CSIVolume",
@@ -136,7 +135,6 @@ VOLUME = Record(
         "RequestedTopologies": _TOPOLOGY_REQUEST,
         "ResourceExhausted": TIME,
         "Schedulable": BOOL,
-        "Secrets": _SECRETS,
         "SnapshotID": STRING,
         "Topologies": _list_of(_TOPOLOGY),
         "Version": STRING,

@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
+import httptools
 import uvicorn
 from anyio.abc import TaskStatus
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from moorage.api.app import App
 from moorage.errors import BadRequest
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
+# Above this the parser splits no target; the app's own limit is not above it.
+TARGET_BYTES_MAX = 65535
+HEAD_BYTES_MAX = 4 << 20
 
 
 class _Server(uvicorn.Server):
@@ -24,6 +29,42 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take no signal."""
         yield
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP on one connection: says what is wrong with a target that is too long, and takes no endless head."""
+
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise httptools.HttpParserError("the head is too large")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser refused, and close."""
+        if len(getattr(self, "url", b"")) <= TARGET_BYTES_MAX:
+            super().send_400_response(msg)
+            return
+        text = b"the request's path and query are longer than %d bytes" % TARGET_BYTES_MAX
+        head = b"HTTP/1.1 414 URI Too Long\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
+        self.transport.write(b"%scontent-length: %d\r\n\r\n%s" % (head, len(text), text))
+        self.transport.close()
 
 
 def open_socket(bind: str) -> socket.socket:
@@ -56,7 +97,7 @@ async def serve_http(
     """Serve until cancelled; then requests in hand get STOP_GRACE_S to end, waiting ones are answered at once."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

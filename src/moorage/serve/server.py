@@ -30,6 +30,10 @@ class RealClock:
         """Nanoseconds since the epoch."""
         return time.time_ns()
 
+    def monotonic_ns(self) -> int:
+        """Nanoseconds of a clock that nobody sets."""
+        return time.monotonic_ns()
+
 
 class RealChance:
     """The host's randomness."""

@@ -32,6 +32,8 @@ from moorage.state import keys
 T = TypeVar("T")
 Disk = tuple[PluginId, str]
 
+_LAST = chr(0x10FFFF)
+
 
 class Record(msgspec.Struct, Generic[T], frozen=True):
     """A record with the revisions of its creation and of its last change."""
@@ -103,17 +105,28 @@ class Volumes(Table[Volume]):
         """The volume of that identity, whatever its state, or None."""
         return self._records.get(keys.volume_key(NamespaceName(namespace), VolumeId(volume_id)))
 
-    def ordered(self, namespace: str | None = None, prefix: str = "") -> Iterator[Record[Volume]]:
-        """Volumes in order of (namespace, id); of one namespace and ID prefix, or of all namespaces."""
-        if namespace is None:
-            for ns, vid in self._order:
-                if vid.startswith(prefix):
-                    yield self._records[keys.volume_key(ns, vid)]
-            return
-        for ns, vid in self._order.irange((namespace, prefix)):
-            if ns != namespace or not vid.startswith(prefix):
-                return
-            yield self._records[keys.volume_key(ns, vid)]
+    def ordered(
+        self,
+        namespace: str | None = None,
+        prefix: str = "",
+        *,
+        start: tuple[str, str] | None = None,
+        is_reversed: bool = False,
+    ) -> Iterator[Record[Volume]]:
+        """Volumes in order of (namespace, id), or backwards; of one namespace, or of all (None); with an ID prefix.
+
+        ``start`` is the first place to look at, in the direction of the order.
+        """
+        low: tuple[str, str] | None = None if namespace is None else (namespace, prefix)
+        # Sorts after every ID with the prefix: no ID holds this character's successor.
+        high: tuple[str, str] | None = None if namespace is None else (namespace, prefix + _LAST)
+        if start is not None and is_reversed:
+            high = start if high is None else min(high, start)
+        elif start is not None:
+            low = start if low is None else max(low, start)
+        for key in self._order.irange(low, high, reverse=is_reversed):
+            if key[1].startswith(prefix):
+                yield self._records[keys.volume_key(*key)]
 
     def of_disk(self, plugin_id: PluginId, external_id: str) -> list[Record[Volume]]:
         """All records of one disk: usually one, more when it was registered twice."""

@@ -9,7 +9,7 @@ from moorage.csi.local.checks import refuse
 from moorage.csi.local.storage import Storage
 from moorage.csi.proto import csi_pb2 as csi
 
-DRIVER_NAME = "local.csi.moorage"
+DRIVER_NAME = "localhost.csi.moorage"
 TOPOLOGY_KEY = f"topology.{DRIVER_NAME}/node"
 
 

@@ -111,13 +111,17 @@ class Volumes:
             checks.check_accesses(request.volume_capabilities)
         except Rejected as error:
             return answer(message=error.message)
-        if request.volume_context or request.mutable_parameters:
-            return answer(message="volumes of the local driver have no volume_context and no mutable_parameters")
+        if request.mutable_parameters:
+            return answer(message="volumes of the local driver have no mutable_parameters")
+        if request.volume_context and dict(request.volume_context) != volume.parameters:
+            return answer(message="volume_context differs from the one that the volume was created with")
         if request.parameters and dict(request.parameters) != volume.parameters:
             return answer(message="parameters differ from those the volume was created with")
         return answer(
             confirmed=answer.Confirmed(
-                volume_capabilities=request.volume_capabilities, parameters=dict(request.parameters)
+                volume_capabilities=request.volume_capabilities,
+                volume_context=dict(request.volume_context),
+                parameters=dict(request.parameters),
             )
         )
 
@@ -292,6 +296,8 @@ class Volumes:
         return csi.Volume(
             capacity_bytes=volume.capacity_bytes,
             volume_id=volume.id,
+            # The parameters come back as the context, so that a listing shows what a volume was made with.
+            volume_context=volume.parameters,
             content_source=source,
             accessible_topology=[csi.Topology(segments=self._segments())],
         )

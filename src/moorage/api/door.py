@@ -1,0 +1,264 @@
+"""The ASGI door: from bytes to a Request within the limits, and from an Answer to bytes.
+
+Here are what every exchange has in common, whatever is asked: limits, request ids, CORS, compression, timing, streams.
+The application behind it is one function, ``answer(request)``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import anyio
+import anyio.lowlevel
+import structlog
+from anyio.abc import TaskGroup
+
+from moorage.api import encoding, refusals
+from moorage.api.cors import Cors
+from moorage.api.http import Answer, Request, Stream
+from moorage.api.limits import HttpSettings
+from moorage.api.params import find_query
+from moorage.api.refusals import Refusal, of_limit, refuse
+from moorage.api.timing import Timing, timed
+
+log = structlog.get_logger()
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+# How long the last bytes of a stream may take once the server stops.
+LAST_WORD_S = 1.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Gone(Exception):
+    """The client has left: nobody is there to answer."""
+
+
+class Door:
+    """An ASGI application over a function. ``is_stopping``: waiting requests are answered, streams end."""
+
+    def __init__(
+        self,
+        answer: Callable[[Request], Awaitable[Answer]],
+        *,
+        settings: HttpSettings,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._answer = answer
+        self._limits = settings.limits
+        self._new_id = new_id
+        self._cors = Cors(settings)
+        self.compressor = encoding.Compressor()
+        self.is_stopping = anyio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry, HTTP only."""
+        if scope["type"] != "http":
+            return
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else self._new_id()
+        with timed() as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                answer = await self._answer_scope(scope, headers, receive)
+                await self._send(answer, headers, request_id, timing, receive=receive, send=send)
+            except Gone:
+                return
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    async def _answer_scope(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> Answer:
+        accept = headers.get("accept", "")
+        target: bytes = scope.get("raw_path") or scope["path"].encode()
+        query: bytes = scope["query_string"]
+        refusal = self._check_head(len(target) + len(query), scope["headers"])
+        if refusal is not None:
+            return refuse(accept, refusal)
+        target = target.partition(b"?")[0]
+        redirect = _find_redirect(target, query)
+        if redirect is not None:
+            return redirect
+        method: str = scope["method"]
+        if method == "OPTIONS":
+            preflight = self._cors.answer_preflight(headers)
+            if preflight is not None:
+                return preflight
+        body = await self._read_body(headers, receive)
+        if isinstance(body, Refusal):
+            return refuse(accept, body)
+        request = Request(
+            method=method,
+            path=target.decode("latin-1"),
+            parts=tuple(unquote_to_bytes(target).decode("utf-8", "replace").split("/")[1:]),
+            query=find_query(query) if query else {},
+            raw_query=query,
+            headers=headers,
+            body=body,
+        )
+        if method == "GET" and request.query.get("index"):
+            return await self._answer_waiting(request, receive)
+        return await self._answer(request)
+
+    def _check_head(self, target_bytes: int, headers: Headers) -> Refusal | None:
+        limits = self._limits
+        if target_bytes > limits.target_bytes_max:
+            text = f"the request's path and query are longer than {limits.target_bytes_max} bytes"
+            return of_limit(414, "target_too_long", text, limits.target_bytes_max)
+        if len(headers) > limits.headers_max:
+            text = f"the request has more than {limits.headers_max} headers"
+            return of_limit(431, "headers_too_many", text, limits.headers_max)
+        if sum(len(name) + len(value) for name, value in headers) > limits.header_bytes_max:
+            text = f"the request's headers are larger than {limits.header_bytes_max} bytes"
+            return of_limit(431, "headers_too_large", text, limits.header_bytes_max)
+        return None
+
+    async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes | Refusal:
+        """The body whole, or why it is refused. Raises Gone."""
+        limits = self._limits
+        text = f"the request's body is larger than {limits.body_bytes_max} bytes"
+        too_large = of_limit(413, "body_too_large", text, limits.body_bytes_max)
+        # A client that asks before it sends is told at once.
+        announced = headers.get("content-length", "")[:20] if "expect" in headers else ""
+        if announced.isdigit() and int(announced) > limits.body_bytes_max:
+            return too_large
+        chunks: list[bytes] = []
+        size = 0
+        with anyio.move_on_after(limits.body_s) as scope:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size <= limits.body_bytes_max:
+                    chunks.append(chunk)
+                else:
+                    chunks.clear()
+                if size > limits.drain_bytes_max or not message.get("more_body", False):
+                    break
+        if size > limits.body_bytes_max:
+            return too_large
+        if scope.cancelled_caught:
+            return of_limit(
+                408, "body_too_slow", f"the request's body did not arrive within {limits.body_s:g} s", limits.body_s
+            )
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _answer_waiting(self, request: Request, receive: Receive) -> Answer:
+        """A read that may wait: given up when the client leaves or the server stops. Raises Gone."""
+        result: Answer | None = None
+        async with anyio.create_task_group() as group:
+            self._watch(group, receive)
+            result = await self._answer(request)
+            group.cancel_scope.cancel()
+        if result is not None:
+            return result
+        if self.is_stopping.is_set():
+            return refuse(request.header("accept"), refusals.STOPPING)
+        raise Gone
+
+    def _watch(self, group: TaskGroup, receive: Receive) -> None:
+        """Cancel the group when the client leaves or the server stops."""
+
+        async def watch_client() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        async def watch_stop() -> None:
+            await self.is_stopping.wait()
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch_client)
+        group.start_soon(watch_stop)
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    async def _send(
+        self,
+        answer: Answer,
+        headers: Mapping[str, str],
+        request_id: str,
+        timing: Timing,
+        *,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        coding = encoding.choose_coding(headers.get("accept-encoding", "")) if headers.get("accept-encoding") else ""
+        out: Headers = [
+            (b"vary", self._cors.vary),
+            (b"x-request-id", request_id.encode("latin-1")),
+            *self._cors.allow(headers),
+        ]
+        if answer.content_type is not None:
+            out.append((b"content-type", answer.content_type.encode()))
+        out += [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in answer.headers.items()]
+        if answer.stream is not None:
+            if coding:
+                out.append((b"content-encoding", coding.encode()))
+            await send({"type": "http.response.start", "status": answer.status, "headers": out})
+            await self._send_stream(answer.stream, encoding.Pieces(coding), receive=receive, send=send)
+            return
+        body = answer.body
+        if coding and len(body) >= encoding.BYTES_MIN and "Content-Encoding" not in answer.headers:
+            body = await self.compressor.compress(body, coding)
+            out.append((b"content-encoding", coding.encode()))
+        if answer.status != 204:
+            out.append((b"content-length", str(len(body)).encode()))
+        out.append((b"server-timing", timing.header().encode()))
+        await send({"type": "http.response.start", "status": answer.status, "headers": out})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_stream(self, stream: Stream, pieces: encoding.Pieces, *, receive: Receive, send: Send) -> None:
+        """Send what the stream writes, each piece at once, until it ends, the client leaves or the server stops."""
+        is_whole = False
+
+        async def write(piece: bytes) -> None:
+            with anyio.fail_after(self._limits.write_s):
+                await send({"type": "http.response.body", "body": pieces.add(piece), "more_body": True})
+            # A server that takes a piece without waiting must not keep the loop for a long backlog.
+            await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            self._watch(group, receive)
+            try:
+                await stream(write)
+                is_whole = True
+            except TimeoutError:
+                log.info("stream.stuck", waited_s=self._limits.write_s)
+            except Exception:
+                log.exception("stream.crashed")
+            group.cancel_scope.cancel()
+        if is_whole or self.is_stopping.is_set():
+            with anyio.move_on_after(LAST_WORD_S):
+                await send({"type": "http.response.body", "body": pieces.finish(), "more_body": False})
+
+
+def _find_redirect(target: bytes, query: bytes) -> Answer | None:
+    """Paths that are another path's sloppy spelling. 307 keeps the method and the body. Source: contract §1.1."""
+    clean: bytes | None = None
+    if target == b"/":
+        clean = b"/ui/"
+    elif target in (b"/v1/volume/csi", b"/v1/plugin/csi"):
+        clean = target + b"/"
+    elif b"//" in target:
+        clean = target
+        while b"//" in clean:
+            clean = clean.replace(b"//", b"/")
+    if clean is None:
+        return None
+    location = (clean + (b"?" + query if query else b"")).decode("latin-1").replace("\r", "").replace("\n", "")
+    href = location.replace("&", "&amp;").replace('"', "&#34;").replace("<", "&lt;")
+    return Answer(
+        status=307,
+        body=f'<a href="{href}">Temporary Redirect</a>.\n\n'.encode(),
+        content_type="text/html; charset=utf-8",
+        headers={"Location": location},
+    )

@@ -1,0 +1,212 @@
+"""Leases: which nodes were heard of lately; what happens to those that were not.
+
+Silence is measured by a clock that nobody sets, and kept in memory: a server that starts gives every node a full lease
+and a full grace again. Each finding is a guarded
+write, so that a node that registers at the same moment wins or loses as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import structlog
+
+from moorage.engine.allocations import Allocations
+from moorage.engine.ports import Clock, FenceHook
+from moorage.engine.reads import Reads
+from moorage.errors import MoorageError, NotFound, StateConflict, Unavailable
+from moorage.model.claim import Claim
+from moorage.model.ids import NodeId
+from moorage.model.node import Fence, Node
+from moorage.rules import nodes as rules
+from moorage.rules.nodes import FencingSettings
+from moorage.state import keys
+from moorage.state.repo import Repo, Write
+from moorage.state.view import Record
+
+log = structlog.get_logger()
+
+LOOK_S = 0.5
+TRIES_MAX = 8
+CLAIMS_AT_ONCE = 50
+_SECOND = 1_000_000_000
+
+
+class Leases:
+    """Watches the nodes' silence and frees what evidence allows."""
+
+    def __init__(
+        self,
+        repo: Repo,
+        reads: Reads,
+        clock: Clock,
+        settings: FencingSettings,
+        *,
+        allocations: Allocations,
+        hook: FenceHook | None = None,
+    ) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._clock = clock
+        self._settings = settings
+        self._allocations = allocations
+        self._hook = hook
+        self._heard_ns: dict[NodeId, int] = {}
+        self._lost_ns: dict[NodeId, int] = {}
+        self._hooked: set[NodeId] = set()
+        self._started_ns = clock.monotonic_ns()
+
+    @property
+    def lease_s(self) -> float:
+        """How long a node may be silent, in seconds."""
+        return self._settings.lease_s
+
+    def renew(self, node_id: NodeId) -> None:
+        """The node was heard of now."""
+        self._heard_ns[node_id] = self._clock.monotonic_ns()
+
+    def silent_s(self, node_id: NodeId) -> float:
+        """For how long the node has been silent, in seconds, since it was heard of or since this server started."""
+        heard = self._heard_ns.get(node_id, self._started_ns)
+        return max(0.0, (self._clock.monotonic_ns() - heard) / _SECOND)
+
+    def lost_s(self, node_id: NodeId) -> float:
+        """For how long this server has known the node to be lost, in seconds; a new server starts at zero."""
+        now_ns = self._clock.monotonic_ns()
+        return (now_ns - self._lost_ns.setdefault(node_id, now_ns)) / _SECOND
+
+    async def run(self) -> None:
+        """Look at all nodes again and again, until cancelled."""
+        async with anyio.create_task_group() as group:
+            while True:
+                for record in self._reads.list_nodes():
+                    try:
+                        await self._look_at(record, group)
+                    except StateConflict:
+                        continue
+                    except MoorageError as error:
+                        log.warning("lease.look_failed", node=record.value.id, code=error.code, error=error.message)
+                await anyio.sleep(LOOK_S)
+
+    async def _look_at(self, record: Record[Node], group: anyio.abc.TaskGroup) -> None:
+        node = record.value
+        key = keys.node_key(node.id)
+        now_ns = self._clock.now_ns()
+        if node.status == "ready":
+            self._hooked.discard(node.id)
+            self._lost_ns.pop(node.id, None)
+            if node.wanted == "draining":
+                await self._drain(node)
+            if self.silent_s(node.id) > self._settings.lease_s:
+                write = Write().put(key, rules.lose(node, now_ns=now_ns), revision=record.modified)
+                self._put_unhealthy(write, node.id, now_ns=now_ns)
+                await self._repo.commit(write)
+                log.warning("node.lost", node=node.id, name=node.name, silent_s=round(self.silent_s(node.id), 1))
+            return
+        if node.status != "down":
+            return
+        if node.fence is None and self._hook is not None and node.id not in self._hooked:
+            self._hooked.add(node.id)
+            group.start_soon(self._run_hook, self._hook, node)
+        fence = rules.find_evidence(node, self._settings, lost_s=self.lost_s(node.id), now_ns=now_ns)
+        if fence is not None and node.fence is None:
+            await self._write_fence(record, fence)
+            return
+        await self._free_claims(record)
+
+    def _put_unhealthy(self, write: Write, node_id: NodeId, *, now_ns: int) -> None:
+        """A lost node's drivers are not healthy: no controller call goes there, no use starts there."""
+        for plugin in self._reads.list_plugins():
+            instance = plugin.value.instances.get(node_id)
+            if instance is not None and instance.healthy:
+                sick = rules.replace(
+                    instance, healthy=False, health_description="the node is lost", updated_at_ns=now_ns
+                )
+                instances = {**plugin.value.instances, node_id: sick}
+                record = rules.replace(plugin.value, instances=instances, modified_at_ns=now_ns)
+                write.put(keys.plugin_key(record.id), record, revision=plugin.modified)
+
+    async def _run_hook(self, hook: FenceHook, node: Node) -> None:
+        reason = await hook.fence(node)
+        found = self._reads.find_node(node.id)
+        if reason is None or found is None or found.value.status != "down" or found.value.fence is not None:
+            self._hooked.discard(node.id)
+            return
+        try:
+            await self._write_fence(found, Fence(kind="hook", reason=reason, at_ns=self._clock.now_ns()))
+        except MoorageError as error:
+            self._hooked.discard(node.id)
+            log.warning("fence.not_written", node=node.id, code=error.code, error=error.message)
+
+    async def _write_fence(self, record: Record[Node], fence: Fence) -> None:
+        node = rules.replace(record.value, fence=fence)
+        await self._repo.commit(Write().put(keys.node_key(node.id), node, revision=record.modified))
+        log.warning("node.fenced", node=node.id, kind=fence.kind, reason=fence.reason, by=fence.by)
+
+    async def _drain(self, node: Node) -> None:
+        """Release the node's running uses, the youngest first, one at a time: the next when the last is gone."""
+        found = sorted(self._reads.list_allocations("*", "", node.id), key=lambda r: (-r.created, r.value.id))
+        left = [r.value for r in found if self._reads.claims_of(r.value)]
+        if left and not any(a.wanted == "stop" for a in left):
+            await self._allocations.stop(left[0].id)
+
+    # -- what an operator says ---------------------------------------------------------------------------------------
+
+    async def fence(self, node_id: str, *, reason: str, by: str, is_forced: bool) -> int:
+        """An operator's word that the node holds nothing; kept with the reason. Returns the revision.
+
+        Raises NotFound, Conflict (the node is alive, or no reason), Unavailable.
+        """
+        for _ in range(TRIES_MAX):
+            found = self._reads.find_node(node_id)
+            if found is None:
+                raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
+            rules.check_fence(found.value, is_forced=is_forced, reason=reason)
+            now_ns = self._clock.now_ns()
+            node = found.value if found.value.status == "down" else rules.lose(found.value, now_ns=now_ns)
+            fenced = rules.replace(node, fence=Fence(kind="operator", reason=reason, by=by, at_ns=now_ns))
+            try:
+                revision = await self._repo.commit(Write().put(keys.node_key(node.id), fenced, revision=found.modified))
+            except StateConflict:
+                continue
+            log.warning("node.fenced", node=node.id, kind="operator", reason=reason, by=by)
+            return revision
+        raise Unavailable(f'node "{node_id}" keeps changing; try again')
+
+    # -- freeing -----------------------------------------------------------------------------------------------------
+
+    async def _free_claims(self, record: Record[Node]) -> None:
+        """Free what may be freed on a lost node. The node's record is expected unchanged in the same write: a node
+        that registers in between keeps what it holds."""
+        node, now_ns = record.value, self._clock.now_ns()
+        free: list[tuple[Record[Claim], Fence]] = []
+        for claim in self._repo.view.claims.of_node(node.id):
+            fence = rules.is_freed_by(claim.value, node, self._settings, lost_s=self.lost_s(node.id), now_ns=now_ns)
+            if fence is not None and rules.free_claim(claim.value, fence) is not None:
+                free.append((claim, fence))
+        for start in range(0, len(free), CLAIMS_AT_ONCE):
+            write = Write().expect(keys.node_key(node.id), record.modified)
+            put_freed(self._repo, write, free[start : start + CLAIMS_AT_ONCE], now_ns=now_ns)
+            await self._repo.commit(write)
+            log.warning("claims.freed", node=node.id, count=len(free[start : start + CLAIMS_AT_ONCE]))
+
+
+def put_freed(repo: Repo, write: Write, freed: Sequence[tuple[Record[Claim], Fence]], *, now_ns: int) -> None:
+    """Put freed claims into a write, with their allocations, whose other claims are released too."""
+    for record, fence in freed:
+        after = rules.free_claim(record.value, fence)
+        if after is not None:
+            write.put(keys.claim_key(after.id), after, revision=record.modified)
+    for record, fence in freed:
+        found = repo.view.find_allocation(record.value.allocation_id)
+        if found is None or keys.allocation_key(found.value.id) in write.ops:
+            continue
+        lost = rules.lose_allocation(found.value, fence, now_ns=now_ns)
+        if lost is found.value:
+            continue
+        write.put(keys.allocation_key(lost.id), lost, revision=found.modified)
+        for other in repo.view.claims.of_allocation(lost.id):
+            key = keys.claim_key(other.value.id)
+            if key not in write.ops and other.value.wanted == "held":
+                write.put(key, rules.replace(other.value, wanted="released"), revision=other.modified)

@@ -1,0 +1,121 @@
+"""Nodes: what a registration makes of a node's record, when a silent one is lost, and what frees its claims. Pure.
+
+    status        event                              becomes
+    initializing  registered                         ready
+    ready         silent beyond its lease            down, lost now, no evidence
+    down          registered                         ready; another boot ID frees what was released there
+    down          evidence (FenceKind)               down, fenced: its claims are freed
+
+A lost node may still be writing. So a claim that writes is freed only on evidence; one that only reads, after the
+grace. Nothing else frees a claim: promise 1. Source: DESIGN "Fencing"; contract csi-engine §D, §I.5, §I.6.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from moorage.errors import Conflict
+from moorage.model.claim import Allocation, Attached, Claim, Mounted, NodeDetached, Taken, TaskEvent
+from moorage.model.node import Fence, Node
+from moorage.model.volume import Progress
+from moorage.rules.allocations import add_event, is_terminal
+
+replace = msgspec.structs.replace
+
+
+class FencingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds. lease_s: how long a node may be silent; grace_s: how long after that until readers are freed, and until
+    a self-fencing agent has kept its promise. is_takeover_timed: free writers after the grace without evidence."""
+
+    lease_s: float = 10.0
+    grace_s: float = 30.0
+    is_takeover_timed: bool = False
+
+
+def fold_registration(known: Node | None, sent: Node, *, now_ns: int) -> Node:
+    """The record of a node that has just registered; equal to ``known`` when nothing is new."""
+    ready = replace(
+        sent,
+        status="ready",
+        wanted=known.wanted if known else "active",
+        lost_at_ns=0,
+        fence=None,
+        created_at_ns=known.created_at_ns if known else now_ns,
+        status_updated_at_ns=known.status_updated_at_ns if known else now_ns,
+    )
+    return ready if ready == known else replace(ready, status_updated_at_ns=now_ns)
+
+
+def lose(node: Node, *, now_ns: int) -> Node:
+    """The record of a node whose lease has run out."""
+    return replace(node, status="down", lost_at_ns=now_ns, fence=None, status_updated_at_ns=now_ns)
+
+
+def find_evidence(node: Node, settings: FencingSettings, *, lost_s: float, now_ns: int) -> Fence | None:
+    """The evidence that time alone brings for a lost node, or None.
+
+    Units: ``lost_s``: for how many seconds it has been lost by a clock that nobody sets.
+    """
+    if node.status != "down" or node.fence is not None:
+        return node.fence
+    if lost_s < settings.grace_s:
+        return None
+    if node.is_self_fencing:
+        return Fence(kind="self_fence", reason="the agent stops its writers before the grace ends", at_ns=now_ns)
+    if settings.is_takeover_timed:
+        return Fence(kind="timeout", reason='takeover = "timeout"', at_ns=now_ns)
+    return None
+
+
+def check_fence(node: Node, *, is_forced: bool, reason: str) -> None:
+    """Whether an operator may say that the node holds nothing. Raises Conflict for one that is alive."""
+    if not reason.strip():
+        raise Conflict("a reason is needed: it is kept with the record", code="reason_missing", node=node.id)
+    if node.status == "ready" and not is_forced:
+        raise Conflict(
+            f'node "{node.id}" is alive: drain it instead, or force it if its storage is really cut off',
+            code="node_alive",
+            node=node.id,
+        )
+
+
+def free_claim(claim: Claim, fence: Fence) -> Claim | None:
+    """The claim after its node was shown to hold nothing; None when that changes nothing for it.
+
+    What was only taken may have been attached, so the controller detaches it like the others.
+    """
+    if not isinstance(claim.state, (Taken, Attached, Mounted)):
+        return None
+    evidence = f"{fence.kind}: {fence.reason}" if fence.reason else fence.kind
+    return replace(claim, wanted="released", state=NodeDetached(evidence=evidence), progress=Progress())
+
+
+def is_freed_by(claim: Claim, node: Node, settings: FencingSettings, *, lost_s: float, now_ns: int) -> Fence | None:
+    """What frees this claim on a lost node now, or None: it waits for evidence."""
+    if node.status != "down":
+        return None
+    if node.fence is not None:
+        return node.fence
+    if claim.read_only and lost_s >= settings.grace_s:
+        return Fence(kind="grace", reason="a reader on a lost node", at_ns=now_ns)
+    return None
+
+
+def free_after_reboot(claim: Claim, before: Node, after: Node) -> Claim | None:
+    """The claim after its node came back with another boot ID: a released one is not mounted there any more.
+
+    A held one stays: the agent mounts it again, as after every boot.
+    """
+    if before.boot_id == after.boot_id or claim.wanted != "released":
+        return None
+    fence = Fence(kind="reboot", reason=f"boot {before.boot_id} is over", at_ns=after.status_updated_at_ns)
+    return free_claim(claim, fence)
+
+
+def lose_allocation(allocation: Allocation, fence: Fence, *, now_ns: int) -> Allocation:
+    """The allocation whose claims were taken away with its node."""
+    if is_terminal(allocation):
+        return allocation
+    text = f"node lost ({fence.kind}): {fence.reason}" if fence.reason else f"node lost ({fence.kind})"
+    lost = replace(allocation, wanted="stop", status="lost", description=text, paths={}, finished_at_ns=now_ns)
+    return add_event(lost, TaskEvent(type="Killed", at_ns=now_ns, message=text))

@@ -1,0 +1,615 @@
+"""The event stream without a socket: what is told, to whom, from where on; the ring, its end, its past."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from app_asking import a_body, ask, read
+from engine_kit import NODE, PLUGIN, Kit, RunningClock, running_kit
+
+from moorage.api.app import App
+from moorage.api.http import Answer, Request
+from moorage.api.params import find_query
+from moorage.engine.events import Events, EventSettings
+from moorage.engine.service import Service
+from moorage.errors import BadRequest, Unavailable
+from moorage.model import steps
+from moorage.model.claim import Attached, Claim, Mounted
+from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, VolumeId
+from moorage.model.node import Node
+from moorage.model.volume import Progress, Secrets, Volume
+from moorage.rules import events as rules
+from moorage.state import keys
+from moorage.state.feed import Feed
+from moorage.state.memory import MemoryStore
+from moorage.state.repo import Repo, Write
+from moorage.testing.clock import SeededChance
+from moorage.testing.scripted import fault
+
+pytestmark = pytest.mark.anyio
+
+
+class Lines:
+    """A consumer: the lines so far. ``is_slow``: it takes none until ``take`` is set."""
+
+    def __init__(self) -> None:
+        self.raw: list[bytes] = []
+        self.is_over = False
+        self.take = anyio.Event()
+        self.take.set()
+        self._moved = anyio.Event()
+
+    async def write(self, piece: bytes) -> None:
+        assert piece.endswith(b"\n")
+        assert piece.count(b"\n") == 1
+        assert piece != b"\n"
+        await self.take.wait()
+        self.raw.append(piece)
+        self._move()
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    async def follow(self, answer: Answer) -> None:
+        assert answer.stream is not None
+        await answer.stream(self.write)
+        self.is_over = True
+        self._move()
+
+    @property
+    def all(self) -> list[Any]:
+        return [json.loads(line) for line in self.raw]
+
+    @property
+    def events(self) -> list[Any]:
+        return [event for line in self.all for event in line.get("Events", [])]
+
+    @property
+    def types(self) -> list[str]:
+        return [event["Type"] for event in self.events]
+
+    async def until(self, *types: str) -> list[Any]:
+        """The events, once those of these types have come, in this order among others."""
+        with anyio.fail_after(10):
+            while not _has_in_order(self.types, types):
+                await self._moved.wait()
+        return self.events
+
+    async def until_over(self) -> None:
+        with anyio.fail_after(10):
+            while not self.is_over:
+                await self._moved.wait()
+
+
+def _has_in_order(found: list[str], wanted: tuple[str, ...]) -> bool:
+    rest = iter(found)
+    return all(kind in rest for kind in wanted)
+
+
+async def open_stream(app: App, query: str = "") -> Answer:
+    request = Request(
+        method="GET",
+        path="/v1/event/stream",
+        parts=("v1", "event", "stream"),
+        query=find_query(query.encode()),
+        raw_query=query.encode(),
+    )
+    return await app.answer(request)
+
+
+@asynccontextmanager
+async def following(app: App, query: str = "") -> AsyncIterator[Lines]:
+    """A consumer that follows until the block ends."""
+    answer = await open_stream(app, query)
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    lines = Lines()
+    async with anyio.create_task_group() as group:
+        group.start_soon(lines.follow, answer)
+        await anyio.wait_all_tasks_blocked()
+        yield lines
+        group.cancel_scope.cancel()
+
+
+async def create(kit: Kit, volume_id: str, **members: object) -> None:
+    await read(kit, "PUT", f"/v1/volume/csi/{volume_id}/create", a_body(volume_id, **members))
+
+
+async def use(kit: Kit, volume_id: str) -> str:
+    """An allocation that has the volume mounted."""
+    body = {"Allocation": {"JobID": "job", "Volumes": [{"Name": "data", "Source": volume_id}]}}
+    started = await read(kit, "PUT", "/v1/allocations", body)
+    await wait_for(lambda: kit.service.reads.find_allocation(started["ID"]).value.status == "running")  # type: ignore[union-attr]
+    return str(started["ID"])
+
+
+async def wait_for(test: Any) -> None:
+    with anyio.fail_after(10):
+        while not test():
+            await anyio.sleep(0.005)
+
+
+async def release(kit: Kit, allocation_id: str) -> None:
+    await read(kit, "PUT", f"/v1/allocation/{allocation_id}/stop")
+    await wait_for(lambda: not kit.repo.view.claims.of_allocation(AllocationId(allocation_id)))
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+async def test_first_a_heartbeat_then_the_past() -> None:
+    async with running_kit() as kit, following(kit.app) as lines:
+        events = await lines.until("NodeRegistration", "NodeRegistration")
+        assert lines.raw[0] == b"{}\n"
+        assert [e["Topic"] for e in events] == ["Node", "CSIPlugin"]
+
+
+async def test_life_of_a_volume() -> None:
+    async with running_kit() as kit, following(kit.app, "topic=CSIVolume") as lines:
+        secret = {"password": "hunter2"}
+        await create(kit, "web", Secrets=secret, MountOptions={"FSType": "ext4", "MountFlags": ["key=hunter2"]})
+        assert lines.types == ["CSIVolumeRegistered"], "one event, and none before the driver had it"
+        allocation = await use(kit, "web")
+        await lines.until("CSIVolumeRegistered", "CSIVolumeClaim")
+        assert set(lines.types[1:]) == {"CSIVolumeClaim"}
+        await release(kit, allocation)
+        await ask(kit, "DELETE", "/v1/volume/csi/web/delete")
+        events = await lines.until("CSIVolumeRegistered", "CSIVolumeClaim", "CSIVolumeDeregistered")
+        assert lines.types[-1] == "CSIVolumeDeregistered"
+        assert set(lines.types[1:-1]) == {"CSIVolumeClaim"}
+        indexes = [line["Index"] for line in lines.all[1:]]
+        assert indexes == sorted(set(indexes))
+        assert indexes[0] > 0
+        for event in events:
+            assert (event["Topic"], event["Key"], event["Namespace"]) == ("CSIVolume", "web", "default")
+            assert event["FilterKeys"] == ["web", "web", PLUGIN]
+            assert event["Index"] in indexes
+            assert event["Payload"]["Volume"]["Secrets"] is None
+            assert event["Payload"]["Volume"]["MountOptions"]["MountFlags"] == ["[REDACTED]"]
+        assert b"hunter2" not in b"".join(lines.raw)
+
+
+async def test_payloads_are_what_reads_answer() -> None:
+    async with running_kit() as kit, following(kit.app, "namespace=*") as lines:
+        await create(kit, "web")
+        volume = await read(kit, "GET", "/v1/volume/csi/web")
+        assert lines.events[-1]["Payload"]["Volume"] == volume
+        allocation_id = await use(kit, "web")
+        await anyio.wait_all_tasks_blocked()
+        last = {event["Topic"]: event["Payload"] for event in lines.events}
+        assert last["CSIVolume"]["Volume"] == await read(kit, "GET", "/v1/volume/csi/web") | {
+            # The allocation's own later changes are its own events.
+            "Allocations": last["CSIVolume"]["Volume"]["Allocations"],
+            "ModifyIndex": last["CSIVolume"]["Volume"]["ModifyIndex"],
+        }
+        assert list(last["CSIVolume"]["Volume"]["WriteAllocs"]) == [allocation_id]
+        assert last["Allocation"]["Allocation"] == await read(kit, "GET", f"/v1/allocation/{allocation_id}")
+        assert last["CSIPlugin"]["Plugin"] == await read(kit, "GET", f"/v1/plugin/csi/{PLUGIN}")
+        node = await read(kit, "GET", f"/v1/node/{NODE}")
+        assert last["Node"]["Node"] == node | {"CSIControllerPlugins": {}, "CSINodePlugins": {}}
+
+
+async def test_a_failed_create_tells_nothing() -> None:
+    async with running_kit() as kit, following(kit.app, "topic=CSIVolume") as lines:
+        kit.driver.fail(steps.CreateVolume, fault("OUT_OF_RANGE", final=True))
+        assert (await ask(kit, "PUT", "/v1/volume/csi/bad/create", a_body("bad"))).status == 500
+        await wait_for(lambda: len(kit.repo.view.volumes) == 0)
+        await create(kit, "good")
+        assert [event["Key"] for event in lines.events] == ["good"]
+
+
+async def test_updates_growth_and_deregistration() -> None:
+    async with running_kit() as kit, following(kit.app, "topic=CSIVolume") as lines:
+        await create(kit, "web", RequestedCapacityMin=1 << 30, RequestedCapacityMax=1 << 31)
+        await read(kit, "PUT", "/v1/volume/csi/web", a_body("web", ExternalID="vol-1"))
+        larger = a_body("web", RequestedCapacityMin=1 << 32, RequestedCapacityMax=1 << 33)
+        await read(kit, "PUT", "/v1/volume/csi/web/create", larger)
+        assert (await ask(kit, "DELETE", "/v1/volume/csi/web")).status == 200
+        events = await lines.until("CSIVolumeDeregistered")
+        assert set(lines.types[:-1]) == {"CSIVolumeRegistered"}
+        assert events[-2]["Payload"]["Volume"]["Capacity"] >= 1 << 32
+        assert events[-1]["Payload"]["Volume"]["Capacity"] >= 1 << 32
+        assert events[-1]["Payload"]["Volume"]["CreateIndex"] == events[0]["Payload"]["Volume"]["CreateIndex"]
+
+
+# -- what is asked for -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "seen"),
+    [
+        ("", {"web", "db", PLUGIN, NODE}),
+        ("topic=*", {"web", "db", PLUGIN, NODE}),
+        ("topic=*:web", {"web"}),
+        ("topic=CSIVolume", {"web", "db"}),
+        ("topic=CSIVolume:*", {"web", "db"}),
+        ("topic=CSIVolume:web", {"web"}),
+        ("topic=CSIVolume:name%20of%20db", {"db"}),
+        ("topic=CSIVolume:name+of+db", {"db"}),
+        (f"topic=CSIVolume:{PLUGIN}", {"web", "db"}),
+        ("topic=CSIVolume:web&topic=CSIVolume:db", {"web", "db"}),
+        ("topic=CSIVolume:web&topic=CSIPlugin", {"web", PLUGIN}),
+        (f"topic=Node:{NODE}", {NODE}),
+        ("topic=CSIVolume:none", set()),
+        ("topic=Job&topic=Evaluation", set()),
+        ("topic=CSIVolume&namespace=other", set()),
+        ("namespace=other", {PLUGIN, NODE}),
+        ("topic=CSIVolume&namespace=*", {"web", "db"}),
+    ],
+)
+async def test_filters(query: str, seen: set[str]) -> None:
+    async with running_kit() as kit:
+        await create(kit, "web")
+        await create(kit, "db", Name="name of db")
+        async with following(kit.app, query) as lines:
+            assert {event["Key"] for event in lines.events} == seen
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("topic=", "Invalid topic ''"),
+        ("topic=csivolume", "Invalid topic 'csivolume': there are *, CSIVolume, CSIPlugin, Node, Allocation"),
+        ("topic=CSIVolume&topic=Nonsense", "Invalid topic 'Nonsense'"),
+        ("topic=CSIVolume:", "after the colon comes a key"),
+        ("index=-1", "Invalid index '-1'"),
+        ("index=x", "Invalid index 'x'"),
+        ("index=1.5", "Invalid index"),
+        ("index=99999999999999999999", "Invalid index"),
+    ],
+)
+async def test_bad_requests(query: str, text: str) -> None:
+    async with running_kit() as kit:
+        answer = await open_stream(kit.app, query)
+        assert answer.status == 400
+        assert text in answer.body.decode()
+        assert answer.stream is None
+
+
+async def test_region_is_checked() -> None:
+    async with running_kit() as kit:
+        answer = await open_stream(kit.app, "region=elsewhere")
+        assert (answer.status, answer.body) == (500, b"No path to region")
+
+
+def test_topic_texts() -> None:
+    assert rules.parse_topics([]) == {"*": {"*"}}
+    assert rules.parse_topics(["CSIVolume:a:b", "CSIVolume", "Node"]) == {"CSIVolume": {"a:b", "*"}, "Node": {"*"}}
+    with pytest.raises(BadRequest):
+        rules.parse_topics(["*:"])
+
+
+# -- indexes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_from_an_index_on() -> None:
+    async with running_kit() as kit:
+        for name in ("a", "b", "c"):
+            await create(kit, name)
+        async with following(kit.app, "topic=CSIVolume") as lines:
+            indexes = [event["Index"] for event in lines.events]
+        for start in range(indexes[0], indexes[-1] + 2):
+            async with following(kit.app, f"topic=CSIVolume&index={start}") as lines:
+                assert [e["Index"] for e in lines.events] == [i for i in indexes if i >= start], start
+        async with following(kit.app, f"topic=CSIVolume&index={indexes[-1] + 2}") as lines:
+            await create(kit, "d")
+            assert all(event["Index"] >= indexes[-1] + 2 for event in lines.events)
+
+
+async def test_heartbeats() -> None:
+    async with running_events(EventSettings(heartbeat_s=0.02)) as ring, following(ring.app) as lines:
+        with anyio.fail_after(5):
+            while len(lines.raw) < 4:
+                await anyio.sleep(0.01)
+        assert lines.raw[:4] == [b"{}\n"] * 4
+
+
+# -- the ring and its readers ----------------------------------------------------------------------------------------
+
+
+def a_volume(volume_id: str, **fields: object) -> Volume:
+    return Volume(
+        id=VolumeId(volume_id),
+        namespace=NamespaceName("default"),
+        plugin_id=PluginId("p"),
+        state="ready",
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+async def put(repo: Repo, volume_id: str, **fields: object) -> int:
+    """Put a ready volume on record; returns the revision."""
+    key = keys.volume_key(NamespaceName("default"), VolumeId(volume_id))
+    known = repo.view.volumes.find(key)
+    return await repo.commit(Write().put(key, a_volume(volume_id, **fields), revision=known.modified if known else 0))
+
+
+class Ring(msgspec.Struct, kw_only=True):
+    """A feed with its events, and nothing that writes but the test."""
+
+    repo: Repo
+    events: Events
+    app: App
+
+
+@asynccontextmanager
+async def running_events(settings: EventSettings, store: MemoryStore | None = None) -> AsyncIterator[Ring]:
+    """A ring that follows its feed until the block ends."""
+    store = store or MemoryStore()
+    repo = Repo(store, Feed(store))
+    service = Service(repo, RunningClock(), SeededChance(), event_settings=settings)
+    async with anyio.create_task_group() as group:
+        await group.start(repo.feed.run)
+        await service.events.fill()
+        yield Ring(repo=repo, events=service.events, app=App(service))
+        group.cancel_scope.cancel()
+
+
+async def test_what_is_no_longer_kept_is_said() -> None:
+    async with running_events(EventSettings(weight_max=3)) as ring:
+        revisions = [await put(ring.repo, f"v{n}") for n in range(6)]
+        assert ring.events.oldest == revisions[3]
+        async with following(ring.app, f"index={revisions[2]}") as lines:
+            await lines.until_over()
+            assert [set(line) for line in lines.all] == [{"Error", "Index"}]
+            assert lines.all[0]["Index"] == revisions[3]
+            assert f"before index {revisions[3]} are no longer kept" in lines.all[0]["Error"]
+        async with following(ring.app, f"index={revisions[3]}") as lines:
+            assert [event["Key"] for event in lines.events] == ["v3", "v4", "v5"]
+        async with following(ring.app) as lines:
+            assert [event["Key"] for event in lines.events] == ["v3", "v4", "v5"]
+        assert ring.events.readers == 0
+
+
+async def test_a_slow_reader_is_cut_off_and_resumes_without_a_loss() -> None:
+    async with (
+        running_events(EventSettings(unread_max=5)) as ring,
+        following(ring.app) as slow,
+        following(ring.app) as quick,
+    ):
+        slow.take = anyio.Event()
+        for number in range(12):
+            await put(ring.repo, f"v{number}")
+        await anyio.wait_all_tasks_blocked()
+        slow.take.set()
+        await slow.until_over()
+        end = slow.all[-1]
+        assert set(end) == {"Error", "Index"}
+        assert "too slow: more than 5 revisions are unread" in end["Error"]
+        before = [event["Key"] for event in slow.events]
+        async with following(ring.app, f"index={end['Index']}") as resumed:
+            after = [event["Key"] for event in resumed.events]
+        assert before + after == [f"v{number}" for number in range(12)]
+        assert [event["Key"] for event in quick.events] == [f"v{number}" for number in range(12)]
+        # From the last index seen it repeats that one and loses none, too.
+        async with following(ring.app, f"index={slow.events[-1]['Index']}") as resumed:
+            assert [event["Key"] for event in resumed.events] == [before[-1], *after]
+
+
+async def test_what_was_there_before_does_not_count_as_slow() -> None:
+    async with running_events(EventSettings(unread_max=5)) as ring:
+        for number in range(20):
+            await put(ring.repo, f"v{number}")
+        async with following(ring.app) as lines:
+            await put(ring.repo, "last")
+            await anyio.wait_all_tasks_blocked()
+            assert [event["Key"] for event in lines.events][-1] == "last"
+            assert len(lines.events) == 21
+            # Once they are read, the limit is the usual one.
+            lines.take = anyio.Event()
+            for number in range(8):
+                await put(ring.repo, f"w{number}")
+            await anyio.wait_all_tasks_blocked()
+            lines.take.set()
+            await lines.until_over()
+            assert "too slow" in lines.all[-1]["Error"]
+
+
+async def test_json_is_made_once_for_all_readers() -> None:
+    async with (
+        running_events(EventSettings()) as ring,
+        following(ring.app),
+        following(ring.app, "topic=CSIVolume"),
+        following(ring.app, "topic=CSIVolume:v1") as third,
+    ):
+        for number in range(3):
+            await put(ring.repo, f"v{number}")
+        await anyio.wait_all_tasks_blocked()
+        assert ring.events.texts.made == 3
+        assert len(third.events) == 1
+    async with running_events(EventSettings(text_bytes_max=1)) as ring:
+        for number in range(3):
+            await put(ring.repo, f"v{number}")
+        for _ in range(2):
+            async with following(ring.app) as lines:
+                assert len(lines.events) == 3
+        assert ring.events.texts.made == 6
+
+
+async def test_streams_are_counted() -> None:
+    async with running_events(EventSettings(readers_max=2)) as ring:
+        async with following(ring.app), following(ring.app):
+            with pytest.raises(Unavailable, match="2 event streams are open"):
+                ring.events.check_room()
+            answer = await open_stream(ring.app)
+            assert (answer.status, answer.headers["Retry-After"]) == (500, "5")
+        assert (await open_stream(ring.app)).status == 200
+
+
+async def test_a_revision_is_one_object() -> None:
+    async with running_events(EventSettings()) as ring, following(ring.app) as lines:
+        write = Write()
+        for volume_id in ("b", "a"):
+            write.put(keys.volume_key(NamespaceName("default"), VolumeId(volume_id)), a_volume(volume_id), revision=0)
+        node = Node(id=NodeId("n"), name="n")
+        write.put(keys.node_key(node.id), node, revision=0)
+        revision = await ring.repo.commit(write)
+        await anyio.wait_all_tasks_blocked()
+        assert [line["Index"] for line in lines.all[1:]] == [revision]
+        assert [event["Key"] for event in lines.events] == ["b", "a", "n"]
+
+
+async def test_a_feed_that_fell_behind_ends_the_readers() -> None:
+    """The feed lost its place in the store's log: what it missed is not known, and readers are told so."""
+    store = MemoryStore(watch_events_max=3)
+    async with running_events(EventSettings(), store) as ring, following(ring.app) as lines:
+        await put(ring.repo, "v0")
+        key = keys.volume_key(NamespaceName("default"), VolumeId("v1"))
+        for _ in range(10):
+            # Without a turn of the loop in between, the feed's watch overflows.
+            store._apply(tuple(Write().put(key, a_volume("v1"), revision=0).ops.values()))
+        await lines.until_over()
+        assert "no longer kept" in lines.all[-1]["Error"]
+        assert lines.all[-1]["Index"] == ring.events.oldest
+        await put(ring.repo, "v2")
+        async with following(ring.app, f"index={ring.events.oldest}") as resumed:
+            assert [event["Key"] for event in resumed.events] == ["v2"]
+
+
+# -- the past --------------------------------------------------------------------------------------------------------
+
+
+async def live_a_little(kit: Kit) -> None:
+    """Volumes come, are used, grow and go; some of it is under way at the end."""
+    await create(kit, "web", RequestedCapacityMin=1 << 30, RequestedCapacityMax=1 << 31)
+    first = await use(kit, "web")
+    await create(kit, "db", Secrets={"password": "hunter2"})
+    await release(kit, first)
+    await use(kit, "db")
+    await read(kit, "PUT", "/v1/volume/csi/web/create", a_body("web", RequestedCapacityMin=1 << 32))
+    # A volume changes while a claim on it stays as it was.
+    await read(kit, "PUT", "/v1/volume/csi/db", a_body("db", ExternalID="vol-2"))
+    await create(kit, "gone")
+    assert (await ask(kit, "DELETE", "/v1/volume/csi/gone/delete")).status == 200
+    await use(kit, "web")
+
+
+async def test_a_restart_tells_the_same_again() -> None:
+    store = MemoryStore()
+    async with running_kit(store) as kit, following(kit.app, "namespace=*") as before:
+        await live_a_little(kit)
+        await anyio.wait_all_tasks_blocked()
+    assert len(before.events) > 20
+    async with running_events(EventSettings(), store) as ring, following(ring.app, "namespace=*") as after:
+        assert after.raw == before.raw
+        assert ring.events.oldest == 1
+
+
+async def test_a_restart_goes_as_far_back_as_it_is_told() -> None:
+    store = MemoryStore()
+    async with running_kit(store) as kit, following(kit.app) as before:
+        await live_a_little(kit)
+        await anyio.wait_all_tasks_blocked()
+    newest = await store.revision()
+    for span in range(1, newest):
+        first = newest - span + 1
+        async with running_events(EventSettings(past_revisions=span), store) as ring:
+            assert ring.events.oldest == first
+            async with following(ring.app) as after:
+                assert after.raw[1:] == [raw for raw in before.raw[1:] if json.loads(raw)["Index"] >= first]
+            async with following(ring.app, f"index={first - 1}") as lost:
+                await lost.until_over()
+                assert lost.all[0]["Index"] == first
+
+
+async def test_a_log_that_was_cut_is_used_from_there() -> None:
+    store = MemoryStore()
+    async with running_events(EventSettings(), store) as ring:
+        for number in range(40):
+            await put(ring.repo, f"v{number}")
+    await store.compact(30)  # type: ignore[arg-type]
+    async with running_events(EventSettings(past_revisions=36), store) as ring:
+        assert ring.events.oldest == 32, "36 back is gone, a quarter of it is there"
+        async with following(ring.app, "index=32") as lines:
+            assert [event["Key"] for event in lines.events] == [f"v{number}" for number in range(31, 40)]
+            await put(ring.repo, "new")
+            await anyio.wait_all_tasks_blocked()
+            assert lines.events[-1]["Key"] == "new"
+        async with following(ring.app, "index=31") as lines:
+            await lines.until_over()
+
+
+async def test_no_log_at_all() -> None:
+    store = MemoryStore()
+    async with running_events(EventSettings(), store) as ring:
+        await put(ring.repo, "v0")
+    await store.compact(1)  # type: ignore[arg-type]
+    async with running_events(EventSettings(), store) as ring:
+        assert ring.events.oldest == 2
+        async with following(ring.app) as lines:
+            assert lines.raw == [b"{}\n"]
+            await put(ring.repo, "v1")
+            await anyio.wait_all_tasks_blocked()
+            assert [event["Index"] for event in lines.events] == [2]
+
+
+# -- the rules -------------------------------------------------------------------------------------------------------
+
+VOLUME = a_volume("web", modified_at_ns=1)
+HIDDEN = msgspec.structs.replace(VOLUME, state="absent")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved", "kind"),
+    [
+        (None, HIDDEN, False, ""),
+        (HIDDEN, None, False, ""),
+        (HIDDEN, VOLUME, False, "CSIVolumeRegistered"),
+        (None, VOLUME, False, "CSIVolumeRegistered"),
+        (VOLUME, None, False, "CSIVolumeDeregistered"),
+        (VOLUME, None, True, "CSIVolumeDeregistered"),
+        (VOLUME, HIDDEN, False, "CSIVolumeDeregistered"),
+        (VOLUME, VOLUME, False, ""),
+        (VOLUME, VOLUME, True, "CSIVolumeClaim"),
+        (VOLUME, msgspec.structs.replace(VOLUME, capacity_bytes=5), False, "CSIVolumeRegistered"),
+        (VOLUME, msgspec.structs.replace(VOLUME, capacity_bytes=5), True, "CSIVolumeRegistered"),
+        (VOLUME, msgspec.structs.replace(VOLUME, modified_at_ns=2), False, "CSIVolumeRegistered"),
+        (VOLUME, msgspec.structs.replace(VOLUME, modified_at_ns=2, access_mode="x"), True, "CSIVolumeClaim"),
+        (VOLUME, msgspec.structs.replace(VOLUME, progress=Progress(attempts=3)), False, ""),
+        (VOLUME, msgspec.structs.replace(VOLUME, wanted="absent", delete_secrets=Secrets({"a": "b"})), False, ""),
+        (VOLUME, msgspec.structs.replace(VOLUME, expand_min_bytes=9), False, ""),
+    ],
+)
+def test_types_of_volume_events(before: Volume | None, after: Volume | None, moved: bool, kind: str) -> None:
+    assert rules.choose_volume_type(before, after, is_claim_moved=moved) == kind
+
+
+def test_claims_move_by_state_and_intent_only() -> None:
+    claim = Claim(
+        id=ClaimId("a/data"),
+        allocation_id=AllocationId("a"),
+        name="data",
+        namespace=NamespaceName("default"),
+        volume_id=VolumeId("web"),
+        plugin_id=PluginId("p"),
+        external_id="e",
+        node_id=NodeId("n"),
+        external_node_id="n",
+        read_only=False,
+        access_mode="",
+        attachment_mode="",
+        state=Attached(),
+    )
+    replace = msgspec.structs.replace
+    assert rules.is_claim_moved(None, claim)
+    assert rules.is_claim_moved(claim, None)
+    assert rules.is_claim_moved(claim, replace(claim, wanted="released"))
+    assert rules.is_claim_moved(claim, replace(claim, state=Mounted(path="/x")))
+    assert not rules.is_claim_moved(claim, replace(claim, progress=Progress(attempts=2)))
+    assert not rules.is_claim_moved(claim, claim)
+
+
+def test_types_of_node_events() -> None:
+    node = Node(id=NodeId("n"), name="n", status="ready")
+    replace = msgspec.structs.replace
+    assert rules.choose_node_type(None, node) == "NodeRegistration"
+    assert rules.choose_node_type(node, replace(node, boot_id="b2")) == "NodeRegistration"
+    assert rules.choose_node_type(node, replace(node, status="down")) == "NodeStreamEvent"
+    assert rules.choose_node_type(node, replace(node, status_updated_at_ns=9)) == ""
+    assert rules.choose_node_type(node, None) == "NodeDeregistration"

@@ -1,0 +1,216 @@
+"""Lost nodes: what frees their claims and what does not; draining. Promise 1: no second writer without evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import pytest
+from engine_kit import NODE, PLUGIN, Kit, running_kit
+
+from moorage.errors import Conflict
+from moorage.model import steps
+from moorage.model.claim import Allocation, VolumeRequest
+from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
+from moorage.model.node import Node
+from moorage.model.volume import Capability, Volume
+from moorage.rules.nodes import FencingSettings
+
+pytestmark = pytest.mark.anyio
+
+QUICK = FencingSettings(lease_s=0.2, grace_s=0.2)
+OTHER = NodeId("99999999-2222-3333-4444-555555555555")
+CAPABILITIES = (
+    Capability(access_mode="single-node-writer", attachment_mode="file-system"),
+    Capability(access_mode="multi-node-reader-only", attachment_mode="file-system"),
+)
+
+
+async def wait_for(what: Callable[[], object]) -> None:
+    with anyio.fail_after(5):
+        while not what():
+            await anyio.sleep(0.01)
+
+
+async def start_use(kit: Kit, *, read_only: bool = False) -> str:
+    volume = Volume(
+        id=VolumeId("web"),
+        namespace=NamespaceName("default"),
+        plugin_id=PLUGIN,
+        name="web",
+        capabilities=CAPABILITIES,
+    )
+    await kit.service.registrations.create([volume])
+    return await claim(kit, NODE, read_only=read_only)
+
+
+async def claim(kit: Kit, node_id: NodeId, *, read_only: bool = False) -> str:
+    mode = "multi-node-reader-only" if read_only else "single-node-writer"
+    request = VolumeRequest(name="data", source=VolumeId("web"), read_only=read_only, access_mode=mode)
+    use = Allocation(id=AllocationId(""), namespace=NamespaceName("default"), node_id=node_id, volumes=(request,))
+    started = await kit.service.allocations.start(use)
+    return started.value.id
+
+
+def status_of(kit: Kit, allocation_id: str) -> str:
+    found = kit.service.reads.find_allocation(allocation_id)
+    return found.value.status if found else "gone"
+
+
+def is_down(kit: Kit) -> bool:
+    found = kit.service.reads.find_node(NODE)
+    return found is not None and found.value.status == "down"
+
+
+async def silence(kit: Kit) -> None:
+    """The node falls silent, with its agent's queries: until the server has noticed."""
+    kit.is_mounting = False
+    await wait_for(lambda: is_down(kit))
+    await kit.service.nodes.register(Node(id=OTHER, name="n2", boot_id="b2"))
+    await kit.service.nodes.report_plugins(OTHER, {PLUGIN: kit.driver.instance(OTHER)})
+
+
+async def keep_alive(kit: Kit, node_id: NodeId) -> None:
+    while True:
+        await kit.service.nodes.register(Node(id=node_id, name="n", boot_id="b2"))
+        await anyio.sleep(0.05)
+
+
+async def test_a_writer_on_a_lost_node_keeps_its_volume_without_evidence() -> None:
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        await anyio.sleep(1.0)
+        assert status_of(kit, use) == "running"
+        assert not [c for c in kit.driver.calls if isinstance(c, steps.DetachVolume)]
+        with pytest.raises(Conflict, match=f"held by allocation {use} on node {NODE}"):
+            await claim(kit, OTHER)
+        group.cancel_scope.cancel()
+
+
+async def test_a_reader_on_a_lost_node_is_freed_after_the_grace() -> None:
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit, read_only=True)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        group.start_soon(run_controller_of, kit, OTHER)
+        await wait_for(lambda: status_of(kit, use) == "lost")
+        await wait_for(lambda: not len(kit.repo.view.claims))
+        group.cancel_scope.cancel()
+
+
+async def run_controller_of(kit: Kit, node_id: NodeId) -> None:
+    """The other node's agent makes the controller calls now."""
+    from moorage.model.assignment import Report, StepReport
+
+    index = 0
+    while True:
+        found = await kit.service.nodes.wait_steps(node_id, index=index, wait_s=60)
+        index = found.index
+        reports: tuple[Report, ...] = tuple(
+            StepReport(key=a.key, revision=a.revision, outcome=kit.driver.run(a.step)) for a in found.steps
+        )
+        if reports:
+            await kit.service.nodes.report(node_id, reports)
+
+
+async def test_an_operators_word_frees_a_writer_and_is_kept() -> None:
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        with pytest.raises(Conflict, match="is alive"):
+            await kit.service.nodes.register(Node(id=NODE, name="n1", boot_id="b1"))
+            await kit.service.leases.fence(NODE, reason="r", by="op", is_forced=False)
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        group.start_soon(run_controller_of, kit, OTHER)
+        with pytest.raises(Conflict, match="a reason is needed"):
+            await kit.service.leases.fence(NODE, reason=" ", by="op", is_forced=False)
+        await kit.service.leases.fence(NODE, reason="power is off", by="op", is_forced=False)
+        await wait_for(lambda: not len(kit.repo.view.claims))
+        assert status_of(kit, use) == "lost"
+        node = kit.service.reads.find_node(NODE)
+        assert node is not None
+        assert node.value.fence is not None
+        assert (node.value.fence.kind, node.value.fence.reason, node.value.fence.by) == (
+            "operator",
+            "power is off",
+            "op",
+        )
+        second = await claim(kit, OTHER)
+        assert status_of(kit, second) == "pending"
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("settings", "self_fencing", "kind"),
+    [
+        (FencingSettings(lease_s=0.2, grace_s=0.2, is_takeover_timed=True), False, "timeout"),
+        (QUICK, True, "self_fence"),
+    ],
+)
+async def test_evidence_that_time_brings(settings: FencingSettings, self_fencing: bool, kind: str) -> None:
+    async with running_kit(fencing=settings) as kit, anyio.create_task_group() as group:
+        await kit.service.nodes.register(Node(id=NODE, name="n1", boot_id="b1", is_self_fencing=self_fencing))
+        use = await start_use(kit)
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        group.start_soon(run_controller_of, kit, OTHER)
+        await wait_for(lambda: status_of(kit, use) == "lost")
+        node = kit.service.reads.find_node(NODE)
+        assert node is not None
+        assert node.value.fence is not None
+        assert node.value.fence.kind == kind
+        group.cancel_scope.cancel()
+
+
+async def test_a_reboot_frees_what_was_released_and_keeps_what_is_held() -> None:
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        group.start_soon(run_controller_of, kit, OTHER)
+        rebooted = Node(id=NODE, name="n1", boot_id="b-after")
+        with pytest.raises(Conflict, match="was lost"):
+            await kit.service.nodes.register(rebooted)
+        await kit.service.nodes.register(rebooted, is_clean=True)
+        assert status_of(kit, use) == "running"
+        assert len(kit.repo.view.claims) == 1
+        await silence(kit)
+        await kit.service.allocations.stop(use)
+        await kit.service.nodes.register(Node(id=NODE, name="n1", boot_id="b-later"), is_clean=True)
+        await wait_for(lambda: not len(kit.repo.view.claims))
+        assert status_of(kit, use) == "complete"
+        group.cancel_scope.cancel()
+
+
+async def test_a_late_report_of_a_lost_node_is_dropped() -> None:
+    async with running_kit(fencing=QUICK) as kit:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        before = kit.repo.view.claims.of_allocation(AllocationId(use))[0]
+        await silence(kit)
+        await kit.service.leases.fence(NODE, reason="cut off", by="op", is_forced=False)
+        await wait_for(lambda: status_of(kit, use) == "lost")
+        from moorage.model.assignment import MountedReport
+
+        late = MountedReport(claim_id=before.value.id, revision=before.modified, path="/x", publish_path="/x")
+        await kit.service.reconciler.outcomes.fold_reports([late])
+        left = kit.repo.view.claims.of_allocation(AllocationId(use))
+        assert all(r.value.wanted == "released" for r in left)
+
+
+async def test_draining_takes_no_new_uses_and_releases_the_running_ones() -> None:
+    async with running_kit() as kit:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await kit.service.nodes.set_draining(NODE, is_draining=True)
+        await wait_for(lambda: status_of(kit, use) == "complete")
+        with pytest.raises(Conflict, match="is draining"):
+            await claim(kit, NODE)
+        await kit.service.nodes.set_draining(NODE, is_draining=False)
+        assert status_of(kit, await claim(kit, NODE)) == "pending"
