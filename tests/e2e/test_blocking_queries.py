@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from asking import Reply, ask, delete, describe_volume, get, put
-from dev_server import Fleet, Program, running_fleet, wait_until
+from dev_server import Fleet, Program, wait_until
 
 LONG = "wait=60s"
 SOON_S = 20.0
@@ -24,16 +23,9 @@ SLACK_S = 1.0  # two busy cores
 SERIAL = iter(range(1000))
 
 
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    """One server for all tests that do not restart it."""
-    with running_fleet() as running:
-        yield running.start_dev()
-
-
 @pytest.fixture
 def url(program: Program) -> str:
-    """Its address."""
+    """The address of the server of all tests that do not restart it."""
     return program.url
 
 

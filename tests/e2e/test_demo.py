@@ -30,6 +30,7 @@ def run_demo(command: list[str], place: Path, **options: object) -> None:
         capture_output=True,
         text=True,
         timeout=WITHIN_S,
+        check=False,
         **options,  # type: ignore[call-overload]
     )
     print(done.stdout[-6000:], done.stderr[-3000:], f"{time.monotonic() - started_s:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import threading
@@ -32,10 +33,8 @@ class Creates:
         """One create; what became of it is noted."""
         volume_id = f"vol-{number:03}"
         reply: Reply | None = None
-        try:
+        with contextlib.suppress(OSError, http.client.HTTPException):
             reply = ask(self.url, "PUT", f"/v1/volume/csi/{volume_id}/create", body=describe_volume(volume_id))
-        except (OSError, http.client.HTTPException):
-            pass
         with self.reached:
             if reply is None:
                 self.unanswered.add(volume_id)
@@ -54,9 +53,9 @@ class Creates:
 
 def find_drift(url: str) -> str:
     """How the driver's volumes differ from the registered ones; empty when they are the same."""
-    registered = Counter(row["ExternalID"] for row in list_registered(url))
+    registered = Counter(str(row["ExternalID"]) for row in list_registered(url))
     listed = Counter(list_external(url))
-    if registered == listed and all(registered):
+    if registered == listed and "" not in registered:
         return ""
     return f"only registered {registered - listed}, only at the driver {listed - registered}"
 

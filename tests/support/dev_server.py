@@ -110,9 +110,9 @@ def find_ordinary_identity() -> Identity | None:
     for interpreter in (sys.executable, f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"):
         identity = Identity(user=NOBODY, interpreter=interpreter)
         command = [interpreter, "-c", "import moorage.serve.dev, grpc, apsw, uvloop, httptools"]
-        with contextlib.suppress(OSError):
-            if subprocess.run(command, cwd="/", capture_output=True, **identity.popen_options()).returncode == 0:
-                return identity
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(command, cwd="/", capture_output=True, check=True, **identity.popen_options())
+            return identity
     return None
 
 

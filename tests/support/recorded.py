@@ -20,26 +20,67 @@ SERVER = "nomad-2.0"
 
 # Decided by the moment, the host or the storage provider: such a value must be of the recorded kind.
 OF_THE_MOMENT = frozenset(
-    "CreateIndex ModifyIndex Index CreateTime ModifyTime UpdateTime KnownLeader LastContact Hash Version".split()
+    (
+        "CreateIndex",
+        "ModifyIndex",
+        "Index",
+        "CreateTime",
+        "ModifyTime",
+        "UpdateTime",
+        "KnownLeader",
+        "LastContact",
+        "Hash",
+        "Version",
+    )
 )
-OF_THE_HOST = frozenset("NodeID NodeName AllocID HealthDescription".split())
+OF_THE_HOST = frozenset(("NodeID", "NodeName", "AllocID", "HealthDescription"))
 OF_THE_PROVIDER = frozenset(
-    "ExternalID ExternalSourceVolumeID Provider ProviderVersion Context Topologies AccessibleTopology Segments"
-    " SourceVolumeID SnapshotID CloneID PublishedExternalNodeIDs MaxVolumes".split()
+    (
+        "ExternalID",
+        "ExternalSourceVolumeID",
+        "Provider",
+        "ProviderVersion",
+        "Context",
+        "Topologies",
+        "AccessibleTopology",
+        "Segments",
+        "SourceVolumeID",
+        "SnapshotID",
+        "CloneID",
+        "PublishedExternalNodeIDs",
+        "MaxVolumes",
+    )
 )
 MASKED = OF_THE_MOMENT | OF_THE_HOST | OF_THE_PROVIDER
 
 # The answer to a write shows no health in the recording; here it shows the plugin's.
 HEALTH = frozenset(
-    "ControllerRequired ControllersExpected ControllersHealthy NodesExpected NodesHealthy Schedulable"
-    " ResourceExhausted".split()
+    (
+        "ControllerRequired",
+        "ControllersExpected",
+        "ControllersHealthy",
+        "NodesExpected",
+        "NodesHealthy",
+        "Schedulable",
+        "ResourceExhausted",
+    )
 )
 # The newest recorded server leaves these of a new snapshot empty or says them differently per version.
 OF_NEW_SNAPSHOT = frozenset(("ID", "Name", "PluginID"))
 # What a plugin's answer holds of the workloads that run it is not ours: our drivers are no workloads.
 OF_PLUGIN = frozenset(
-    "ID Provider Version ControllerRequired ControllersHealthy ControllersExpected NodesHealthy NodesExpected"
-    " CreateIndex ModifyIndex".split()
+    (
+        "ID",
+        "Provider",
+        "Version",
+        "ControllerRequired",
+        "ControllersHealthy",
+        "ControllersExpected",
+        "NodesHealthy",
+        "NodesExpected",
+        "CreateIndex",
+        "ModifyIndex",
+    )
 )
 # Endpoints around the volumes API, where clients only look at the status.
 STATUS_ONLY = frozenset(("around",))

@@ -20,7 +20,7 @@ from moorage.engine.events import Events, EventSettings
 from moorage.engine.service import Service
 from moorage.errors import BadRequest, Unavailable
 from moorage.model import steps
-from moorage.model.claim import Attached, Claim, Mounted
+from moorage.model.claim import Allocation, Attached, Claim, Mounted, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.node import Node
 from moorage.model.volume import Progress, Secrets, Volume
@@ -507,7 +507,7 @@ async def test_a_restart_goes_as_far_back_as_it_is_told() -> None:
         await live_a_little(kit)
         await anyio.wait_all_tasks_blocked()
     newest = await store.revision()
-    for span in range(1, newest):
+    for span in (*range(1, 12), *range(12, newest, 9)):
         first = newest - span + 1
         async with running_events(EventSettings(past_revisions=span), store) as ring:
             assert ring.events.oldest == first
@@ -516,6 +516,26 @@ async def test_a_restart_goes_as_far_back_as_it_is_told() -> None:
             async with following(ring.app, f"index={first - 1}") as lost:
                 await lost.until_over()
                 assert lost.all[0]["Index"] == first
+
+
+async def test_a_retold_allocation_has_the_claims_that_stayed_as_they_were() -> None:
+    store = MemoryStore()
+    async with running_events(EventSettings(), store) as ring, following(ring.app, "topic=Allocation") as before:
+        allocation = Allocation(
+            id=AllocationId("a"),
+            namespace=NamespaceName("default"),
+            node_id=NodeId("n"),
+            volumes=(VolumeRequest(name="data", source=VolumeId("web")),),
+        )
+        key = keys.allocation_key(allocation.id)
+        write = Write().put(key, allocation, revision=0).put(keys.claim_key(CLAIM.id), CLAIM, revision=0)
+        revision = await ring.repo.commit(write)
+        changed = msgspec.structs.replace(allocation, description="a word")
+        await ring.repo.commit(Write().put(key, changed, revision=revision))
+        await before.until("AllocationUpdated", "AllocationUpdated")
+        assert before.events[-1]["Payload"]["Allocation"]["Mounts"][0]["State"] == "attached"
+    async with running_events(EventSettings(past_revisions=1), store) as ring, following(ring.app) as after:
+        assert after.raw[1:] == before.raw[2:]
 
 
 async def test_a_log_that_was_cut_is_used_from_there() -> None:
@@ -552,6 +572,21 @@ async def test_no_log_at_all() -> None:
 # -- the rules -------------------------------------------------------------------------------------------------------
 
 VOLUME = a_volume("web", modified_at_ns=1)
+CLAIM = Claim(
+    id=ClaimId("a/data"),
+    allocation_id=AllocationId("a"),
+    name="data",
+    namespace=NamespaceName("default"),
+    volume_id=VolumeId("web"),
+    plugin_id=PluginId("p"),
+    external_id="e",
+    node_id=NodeId("n"),
+    external_node_id="n",
+    read_only=False,
+    access_mode="",
+    attachment_mode="",
+    state=Attached(),
+)
 HIDDEN = msgspec.structs.replace(VOLUME, state="absent")
 
 
@@ -581,21 +616,7 @@ def test_types_of_volume_events(before: Volume | None, after: Volume | None, mov
 
 
 def test_claims_move_by_state_and_intent_only() -> None:
-    claim = Claim(
-        id=ClaimId("a/data"),
-        allocation_id=AllocationId("a"),
-        name="data",
-        namespace=NamespaceName("default"),
-        volume_id=VolumeId("web"),
-        plugin_id=PluginId("p"),
-        external_id="e",
-        node_id=NodeId("n"),
-        external_node_id="n",
-        read_only=False,
-        access_mode="",
-        attachment_mode="",
-        state=Attached(),
-    )
+    claim = CLAIM
     replace = msgspec.structs.replace
     assert rules.is_claim_moved(None, claim)
     assert rules.is_claim_moved(claim, None)

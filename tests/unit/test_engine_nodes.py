@@ -208,9 +208,9 @@ async def test_draining_takes_no_new_uses_and_releases_the_running_ones() -> Non
     async with running_kit() as kit:
         use = await start_use(kit)
         await wait_for(lambda: status_of(kit, use) == "running")
-        await kit.service.nodes.set_draining(NODE, is_draining=True)
+        await kit.service.nodes.set_wanted(NODE, "draining")
         await wait_for(lambda: status_of(kit, use) == "complete")
         with pytest.raises(Conflict, match="is draining"):
             await claim(kit, NODE)
-        await kit.service.nodes.set_draining(NODE, is_draining=False)
+        await kit.service.nodes.set_wanted(NODE, "active")
         assert status_of(kit, await claim(kit, NODE)) == "pending"

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -21,50 +21,55 @@ from moorage.rules.mount_records import PathKind, Seen, TargetKind, TargetSeen, 
 
 replace = msgspec.structs.replace
 
-# A look at a mount whose server or daemon is gone fails with one of these; others (EACCES) mean only that we may not.
-_DEAD = frozenset({errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ESHUTDOWN, errno.EHOSTDOWN})
 STACKED_MAX = 8
 
 
+def find_standing(mounter: Mounter, paths: Iterable[str]) -> frozenset[str]:
+    """Those of our own ``paths`` that show a volume: mounted, or a link. No volume is touched."""
+    asked = list(paths)
+    return mounter.find_mounted(asked) | {path for path in asked if os.path.islink(path)}
+
+
 def look(
-    mounter: Mounter, *, staging_path: str, publish_paths: Mapping[ClaimId, str], targets: Mapping[ClaimId, str]
+    mounter: Mounter,
+    *,
+    staging_path: str,
+    publish_paths: Mapping[ClaimId, str],
+    targets: Mapping[ClaimId, str],
+    dead: Container[str] = (),
 ) -> Seen:
-    """What is at a disk's paths now. ``targets`` has only usable paths, each of a claim in ``publish_paths``."""
+    """What is at a disk's paths now. ``targets`` has only usable paths, each of a claim in ``publish_paths``; no volume
+    is touched at ``dead`` ones."""
     mounted = mounter.find_mounted([staging_path, *publish_paths.values(), *targets.values()])
     return Seen(
-        staging=look_at(staging_path, is_mounted=staging_path in mounted),
-        published={i: look_at(p, is_mounted=p in mounted) for i, p in publish_paths.items()},
-        targets={i: _look_at_target(mounter, t, publish_paths[i], t in mounted) for i, t in targets.items()},
+        staging=look_at(staging_path, is_mounted=staging_path in mounted, is_dead=staging_path in dead),
+        published={i: look_at(p, is_mounted=p in mounted, is_dead=p in dead) for i, p in publish_paths.items()},
+        targets={
+            i: _look_at_target(mounter, t, publish_paths[i], (t in mounted, publish_paths[i] in dead or t in dead))
+            for i, t in targets.items()
+        },
     )
 
 
-def look_at(path: str, *, is_mounted: bool) -> PathKind:
-    """What is at one path of ours."""
+def look_at(path: str, *, is_mounted: bool, is_dead: bool = False) -> PathKind:
+    """What is at one path of ours, without touching the volume behind it."""
+    if is_mounted:
+        return "broken" if is_dead else "mount"
     try:
-        if is_mounted:
-            os.stat(path)
-            return "mount"
         if stat.S_ISLNK(os.lstat(path).st_mode):
-            os.stat(path)
-            return "link"
+            return "broken" if is_dead else "link"
     except (FileNotFoundError, NotADirectoryError):
-        # A link that leads nowhere is as dead as a dead mount.
-        return "broken" if os.path.islink(path) else "absent"
-    except OSError as e:
-        if e.errno in _DEAD:
-            return "broken"
-        return "mount" if is_mounted else "plain"
+        return "absent"
+    except OSError:
+        return "plain"
     return "plain"
 
 
-def look_at_one(mounter: Mounter, path: str) -> PathKind:
-    """What is at one path of ours, by a look of its own at the mount table."""
-    return look_at(path, is_mounted=path in mounter.find_mounted([path]))
-
-
-def _look_at_target(mounter: Mounter, target: str, publish_path: str, is_mounted: bool) -> TargetSeen:
+def _look_at_target(mounter: Mounter, target: str, publish_path: str, facts: tuple[bool, bool]) -> TargetSeen:
+    is_mounted, is_dead = facts
     if is_mounted:
-        return TargetSeen("mount", mounter.is_same(publish_path, target))
+        # What cannot be compared does not show the volume.
+        return TargetSeen("mount", not is_dead and mounter.is_same(publish_path, target))
     try:
         mode = os.lstat(target)
         if stat.S_ISLNK(mode.st_mode):

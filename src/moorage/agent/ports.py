@@ -6,7 +6,7 @@ Never: I/O. The real ones are ``csi.client.DriverClient`` and ``agent.host_mount
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -73,10 +73,18 @@ class Mounter(Protocol):
         ...
 
 
+Role = Literal["detected", "controller", "node", "monolith"]
+
+
 class DriverSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A driver that this node has: the path of its socket."""
+    """A driver that this node has: the path of its socket, and what it is to serve.
+
+    ``role``: detected: whatever it answers to; controller, node: only that, whatever else it answers to; monolith:
+    both, and it is sick without one of them.
+    """
 
     socket: str
+    role: Role = "detected"
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +102,12 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     clean_first_s: how long the start waits for mounts to go whose claims are gone.
     first_probe_s: how long the first plugin report waits for every driver's first answer.
     node_call_s: deadline of a driver call for a use that the server does not know any more.
+    mount_probe_s, mount_hang_s: pause between looks for broken mounts; how long a good one may take to answer.
+    holders_s: how long a look for those who use a path may take.
+    plugin_dirs: directories in which each driver's socket is found; plugins_look_s: how often they are looked at;
+    plugin_gone_s: for how long a socket file may be missing until its plugin is forgotten.
+    is_self_fencing: stop the writers and unmount everything when the lease cannot be renewed; fence_look_s: how often
+    the lease is looked at for it.
     """
 
     probe_young_s: float = 1.0
@@ -111,6 +125,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     clean_first_s: float = 120.0
     first_probe_s: float = 1.0
     node_call_s: float = 120.0
+    mount_probe_s: float = 1.0
+    mount_hang_s: float = 2.5
+    holders_s: float = 5.0
+    plugin_dirs: tuple[str, ...] = ()
+    plugins_look_s: float = 0.5
+    plugin_gone_s: float = 30.0
+    is_self_fencing: bool = False
+    fence_look_s: float = 0.2
 
 
 Clock = Callable[[], int]
@@ -118,6 +140,9 @@ Clock = Callable[[], int]
 
 Chance = Callable[[], float]
 """A number in [0, 1)."""
+
+Ticks = Callable[[], float]
+"""Seconds of a clock that nobody sets, and that goes on while the host sleeps."""
 
 Connect = Callable[[PluginId, DriverSpec], Driver]
 """Makes the driver behind a socket."""

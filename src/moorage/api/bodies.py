@@ -130,6 +130,34 @@ class StartBody(Struct):
     allocation: AllocationBody | None = field(default=None, name="Allocation")
 
 
+class DrainSpecBody(Struct):
+    """How to drain; the deadline is not used: nothing is unmounted under a process that still writes."""
+
+    deadline: int = field(default=0, name="Deadline")
+    ignore_system_jobs: bool = field(default=False, name="IgnoreSystemJobs")
+
+
+class DrainBody(Struct):
+    """Body of ``PUT /v1/node/:id/drain``; no spec ends a drain."""
+
+    spec: DrainSpecBody | None = field(default=None, name="DrainSpec")
+    mark_eligible: bool = field(default=False, name="MarkEligible")
+
+
+class EligibilityBody(Struct):
+    """Body of ``PUT /v1/node/:id/eligibility``."""
+
+    eligibility: str = field(default="", name="Eligibility")
+
+
+class FenceBody(Struct):
+    """Body of ``PUT /v1/node/:id/fence``."""
+
+    reason: str = field(default="", name="Reason")
+    is_forced: bool = field(default=False, name="Force")
+    by: str = field(default="", name="By")
+
+
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 

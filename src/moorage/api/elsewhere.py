@@ -151,13 +151,3 @@ async def delete_host_claim(service: Service, request: Request, claim_id: str) -
 
 
 # -- nodes -----------------------------------------------------------------------------------------------------------
-
-
-async def refuse_drain(service: Service, request: Request, node_id: str) -> Answer:
-    """PUT or POST /v1/node/:id/drain and eligibility: not yet, and a client must not believe otherwise."""
-    raise Rejected(
-        "nodes cannot be drained or taken out of service by this version; that comes with `moorage node drain`. "
-        "Until then stop the node's allocations (PUT /v1/allocation/:id/stop): nothing was changed",
-        code="unsupported",
-        node=node_id,
-    )

@@ -140,6 +140,22 @@ COMMANDS = (
     Command(("plugin", "status"), "plugins", "status", "list drivers, or show one", "moorage plugin status local"),
     Command(("node", "status"), "nodes", "status", "list nodes, or show one", "moorage node status"),
     Command(
+        ("node", "drain"),
+        "nodes",
+        "drain",
+        "take no new uses on a node and release the running ones",
+        "moorage node drain host-2",
+        "Uses are released one by one, the youngest first; nothing is unmounted under a process that still uses it.",
+    ),
+    Command(
+        ("node", "fence"),
+        "nodes",
+        "fence",
+        "say that a lost node can no longer write",
+        'moorage node fence host-2 -reason "powered off at the switch"',
+        "A volume that one node may write is freed from a lost node only on evidence. Your word is evidence: be sure.",
+    ),
+    Command(
         ("alloc", "status"),
         "allocations",
         "status",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 
 from moorage.cli.allocations import list_uses
 from moorage.cli.session import Row, Session, find_node
@@ -80,3 +81,55 @@ def _describe_drivers(node: Row) -> str:
         for name, instance in (node.get(side) or {}).items():
             names[name] = names.get(name, True) and bool((instance or {}).get("Healthy"))
     return ", ".join(f"{name} ({'healthy' if is_healthy else 'unhealthy'})" for name, is_healthy in names.items())
+
+
+def _get_node_id(session: Session, subject: str) -> str:
+    row = find_node(session, subject)
+    if row is None:
+        raise NotFound(f"no node has the ID, prefix or name {subject!r}", code="node_not_found")
+    return str(row["ID"])
+
+
+def add_drain(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``node drain``."""
+    parser.add_argument("subject", metavar="NODE", help="a node's ID, the beginning of one, or its name")
+    parser.add_argument("--disable", action="store_true", help="end the drain: the node takes uses again")
+
+
+def run_drain(args: argparse.Namespace, session: Session) -> int:
+    """Take no new uses on a node and release the running ones, or take uses again."""
+    node_id = _get_node_id(session, args.subject)
+    body = {"DrainSpec": None, "MarkEligible": True} if args.disable else {"DrainSpec": {}}
+    answer = session.client.write("PUT", path_of("node", node_id, "drain"), body=body)
+    if session.wants_json:
+        session.output.json(answer)
+        return 0
+    done = "takes uses again" if args.disable else "takes no new uses; the running ones are released one by one"
+    session.output.line(f"Node {node_id} {done}")
+    return 0
+
+
+def add_fence(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``node fence``."""
+    parser.add_argument("subject", metavar="NODE", help="a lost node's ID, the beginning of one, or its name")
+    parser.add_argument("--reason", required=True, help="why you are sure that it can no longer write; it is kept")
+    parser.add_argument("--force", action="store_true", help="even though the node is alive to the server")
+
+
+def run_fence(args: argparse.Namespace, session: Session) -> int:
+    """Say that a lost node can no longer write, so that its volumes may be used elsewhere."""
+    node_id = _get_node_id(session, args.subject)
+    body = {"Reason": args.reason, "Force": args.force, "By": _user()}
+    answer = session.client.write("PUT", path_of("node", node_id, "fence"), body=body)
+    if session.wants_json:
+        session.output.json(answer)
+        return 0
+    session.output.line(f"Node {node_id} is fenced: what it held is released")
+    return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

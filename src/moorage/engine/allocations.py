@@ -202,9 +202,10 @@ def _check_takes_uses(node: Node) -> Node:
         raise Conflict(
             f'node "{node.id}" is {node.status}: no use can start there', code="node_not_ready", node=node.id
         )
-    if node.wanted == "draining":
-        text = f'node "{node.id}" is draining: it takes no new uses; `moorage node drain -disable {node.id}` ends that'
-        raise Conflict(text, code="node_draining", node=node.id)
+    if node.wanted != "active":
+        undo = f"`moorage node drain -disable {node.id}` ends that"
+        text = f'node "{node.id}" is {node.wanted}: it takes no new uses; {undo}'
+        raise Conflict(text, code="node_closed", node=node.id)
     return node
 
 

@@ -44,7 +44,7 @@ class EventSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     weight_max: int = 8192
-    past_revisions: int = 4096
+    past_revisions: int = 2048
     fill_s: float = 10.0
     unread_max: int = 1024
     readers_max: int = 256

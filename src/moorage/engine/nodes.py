@@ -13,7 +13,7 @@ from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
 from moorage.errors import Conflict, NotFound, StateConflict, Unavailable
 from moorage.model.assignment import ClaimAssignment, ClaimAssignments, NodeRegistered, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
-from moorage.model.node import Node
+from moorage.model.node import Node, NodeWanted
 from moorage.model.plugin import Instance
 from moorage.model.volume import Secrets
 from moorage.rules.nodes import fold_registration, free_after_reboot
@@ -34,9 +34,9 @@ class Nodes:
         repo: Repo,
         reads: Reads,
         reconciler: Reconciler,
+        *,
         clock: Clock,
         settings: EngineSettings,
-        *,
         leases: Leases,
     ) -> None:
         self._repo = repo
@@ -70,7 +70,7 @@ class Nodes:
                 continue
             break
         self._leases.renew(node.id)
-        return NodeRegistered(lease_s=self._leases.lease_s)
+        return NodeRegistered(lease_s=self._leases.lease_s, grace_s=self._settings.fencing.grace_s)
 
     def _free_released(self, write: Write, before: Node, after: Node) -> None:
         for record in self._repo.view.claims.of_node(after.id):
@@ -78,19 +78,17 @@ class Nodes:
             if freed is not None:
                 write.put(keys.claim_key(freed.id), freed, revision=record.modified)
 
-    async def set_draining(self, node_id: str, *, is_draining: bool) -> int:
-        """Take no new uses on the node, and release the running ones; or take uses again. Returns the revision.
-
-        Raises NotFound, Unavailable.
-        """
+    async def set_wanted(self, node_id: str, wanted: NodeWanted) -> int:
+        """Say whether the node takes uses (active), no new ones (closed), or lets go of the running ones too
+        (draining). Returns the revision. Raises NotFound, Unavailable."""
         for _ in range(TRIES_MAX):
             found = self._reads.find_node(node_id)
             if found is None:
                 raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
-            wanted = replace(found.value, wanted="draining" if is_draining else "active")
+            after = replace(found.value, wanted=wanted)
             try:
                 return await self._repo.commit(
-                    Write().put(keys.node_key(found.value.id), wanted, revision=found.modified)
+                    Write().put(keys.node_key(found.value.id), after, revision=found.modified)
                 )
             except StateConflict:
                 continue

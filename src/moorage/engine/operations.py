@@ -31,7 +31,7 @@ class Operations:
     """Calls that belong to no volume's own state: validation, listings, snapshots."""
 
     def __init__(
-        self, repo: Repo, reconciler: Reconciler, clock: Clock, chance: Chance, settings: EngineSettings
+        self, repo: Repo, reconciler: Reconciler, *, clock: Clock, chance: Chance, settings: EngineSettings
     ) -> None:
         self._repo = repo
         self._reconciler = reconciler

@@ -79,12 +79,12 @@ class Outcomes:
         _log_failure(key, outcome)
         write = Write()
         match found.value:
-            case Volume() as volume if not isinstance(outcome, (claim_rules.MountDone, claim_rules.UnmountDone)):
-                self._fold_volume(write, key, found, volume, outcome)
-            case Operation() as operation if not isinstance(outcome, (claim_rules.MountDone, claim_rules.UnmountDone)):
-                self._fold_operation(write, key, found, operation, outcome)
-            case Claim() as claim:
-                self._fold_claim(write, key, found, claim, outcome)
+            case Volume() if not isinstance(outcome, (claim_rules.MountDone, claim_rules.UnmountDone)):
+                self._fold_volume(write, key, found, outcome)
+            case Operation() if not isinstance(outcome, (claim_rules.MountDone, claim_rules.UnmountDone)):
+                self._fold_operation(write, key, found, outcome)
+            case Claim():
+                self._fold_claim(write, key, found, outcome)
         if write.ops:
             await self._repo.commit(write)
 
@@ -93,7 +93,8 @@ class Outcomes:
             return replace(outcome, fault=replace(outcome.fault, at_ns=self._clock.now_ns()))
         return outcome
 
-    def _fold_volume(self, write: Write, key: str, found: Record[Any], volume: Volume, outcome: Outcome) -> None:
+    def _fold_volume(self, write: Write, key: str, found: Record[Volume], outcome: Outcome) -> None:
+        volume = found.value
         others: list[str] = []
         if isinstance(outcome, Created):
             same_disk = self._repo.view.volumes.of_disk(volume.plugin_id, outcome.external_id)
@@ -110,9 +111,8 @@ class Outcomes:
         elif after is not volume:
             write.put(key, after, revision=found.modified)
 
-    def _fold_operation(
-        self, write: Write, key: str, found: Record[Any], operation: Operation, outcome: Outcome
-    ) -> None:
+    def _fold_operation(self, write: Write, key: str, found: Record[Operation], outcome: Outcome) -> None:
+        operation = found.value
         if isinstance(outcome, Failed) and not outcome.fault.final:
             progress = after_fault(
                 operation.progress, outcome.fault, now_ns=self._clock.now_ns(), jitter=self._chance.jitter()
@@ -122,9 +122,8 @@ class Outcomes:
         done = replace(operation, state="done", outcome=outcome, progress=Progress())
         write.put(key, done, revision=found.modified)
 
-    def _fold_claim(
-        self, write: Write, key: str, found: Record[Any], claim: Claim, outcome: claim_rules.Reported
-    ) -> None:
+    def _fold_claim(self, write: Write, key: str, found: Record[Claim], outcome: claim_rules.Reported) -> None:
+        claim = found.value
         now_ns = self._clock.now_ns()
         after = claim_rules.fold_outcome(claim, outcome, now_ns=now_ns, jitter=self._chance.jitter())
         if after is claim:

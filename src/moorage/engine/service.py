@@ -13,11 +13,13 @@ from moorage.engine.listings import Listings
 from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
+from moorage.engine.orphans import Orphans
 from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler
 from moorage.engine.removals import Removals
 from moorage.engine.volumes import Registrations
+from moorage.engine.why import Why
 from moorage.state.repo import Repo
 
 
@@ -41,15 +43,17 @@ class Service:
         self.reads = Reads(repo)
         self.events = Events(repo, event_settings)
         self.reconciler = Reconciler(repo, clock, chance, self.settings)
-        self.operations = Operations(repo, self.reconciler, clock, chance, self.settings)
+        self.operations = Operations(repo, self.reconciler, clock=clock, chance=chance, settings=self.settings)
         checks = Checks(repo, self.reads, self.operations, self.settings)
-        self.registrations = Registrations(repo, self.reads, checks, clock, self.settings)
+        self.registrations = Registrations(repo, self.reads, checks, clock=clock, settings=self.settings)
         self.removals = Removals(repo, self.reads, checks, self.settings)
         self.listings = Listings(self.reads, self.operations)
         self.namespaces = Namespaces(repo, self.reads)
         self.allocations = Allocations(repo, self.reads, clock, chance)
         self.leases = Leases(repo, self.reads, clock, self.settings.fencing, allocations=self.allocations, hook=hook)
-        self.nodes = Nodes(repo, self.reads, self.reconciler, clock, self.settings, leases=self.leases)
+        self.nodes = Nodes(repo, self.reads, self.reconciler, clock=clock, settings=self.settings, leases=self.leases)
+        self.why = Why(repo, self.reads, self.reconciler, clock, self.settings, leases=self.leases)
+        self.orphans = Orphans(repo, self.reads, self.listings)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the store and reconcile, until cancelled; ``started`` once all records are loaded and looked at."""

@@ -36,7 +36,7 @@ _GONE = Fault(method="", status="", message="the volume was removed", final=True
 class Registrations:
     """Register, create, update, expand."""
 
-    def __init__(self, repo: Repo, reads: Reads, checks: Checks, clock: Clock, settings: EngineSettings) -> None:
+    def __init__(self, repo: Repo, reads: Reads, checks: Checks, *, clock: Clock, settings: EngineSettings) -> None:
         self._repo = repo
         self._reads = reads
         self._checks = checks

@@ -29,9 +29,11 @@ class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to ``PUT register``: how long the node may stay silent, in seconds."""
+    """Answer to ``PUT register``: how long the node may stay silent, and how long after that a self-fencing agent has
+    to let go of everything; both in seconds."""
 
     lease_s: float
+    grace_s: float = 30.0
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):

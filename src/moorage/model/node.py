@@ -12,7 +12,8 @@ import msgspec
 from moorage.model.ids import NodeId
 
 NodeStatus = Literal["initializing", "ready", "down"]
-NodeWanted = Literal["active", "draining"]
+# active: takes uses; closed: takes no new ones; draining: takes no new ones and releases the running ones.
+NodeWanted = Literal["active", "closed", "draining"]
 # What shows that a lost node can no longer write to a volume; ``grace`` serves readers only.
 #   reboot      the node registered again with another boot ID: what was mounted before is not mounted now
 #   self_fence  the agent had promised to stop its writers and unmount before the grace is over

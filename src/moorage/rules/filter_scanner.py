@@ -37,6 +37,7 @@ class Scanner:
     # -- failures ----------------------------------------------------------------------------------------------------
 
     def miss(self, at: int, want: str) -> None:
+        """Remember what was wanted at the furthest place that the scanner came to."""
         if at > self.far:
             self.far = at
             self._wanted.clear()
@@ -44,10 +45,12 @@ class Scanner:
             self._wanted.add(want)
 
     def list_wanted(self) -> str:
+        """What was wanted there, as the recorded parser lists it."""
         wanted = sorted(self._wanted - {"EOF"}) + (["EOF"] if "EOF" in self._wanted else [])
         return wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} or {wanted[-1]}"
 
     def report(self, at: int, rule: str, finding: str) -> None:
+        """Keep a finding of a rule at a place; each once, in order."""
         named = f'rule "{rule}": ' if rule else ""
         self.findings[f"{self.place(at)}: {named}{finding}"] = None
 
@@ -60,6 +63,7 @@ class Scanner:
     # -- single tokens: the end of what was read, or -1 ---------------------------------------------------------------
 
     def word(self, at: int, word: str) -> int:
+        """A fixed text."""
         if at >= 0 and self.text.startswith(word, at):
             return at + len(word)
         if at >= 0:
@@ -68,6 +72,7 @@ class Scanner:
         return -1
 
     def blank(self, at: int) -> int:
+        """At least one blank."""
         if at < 0:
             return -1
         found = _BLANK.match(self.text, at)
@@ -76,9 +81,11 @@ class Scanner:
         return end if found else -1
 
     def gap(self, at: int) -> int:
+        """Any number of blanks."""
         return max(self.blank(at), at) if at >= 0 else -1
 
     def end(self, at: int) -> int:
+        """The end of the text."""
         if at == len(self.text):
             return at
         if at >= 0:
@@ -86,6 +93,7 @@ class Scanner:
         return -1
 
     def identifier(self, at: int) -> int:
+        """A name: a letter, then letters, digits, ``_`` and ``/``."""
         if at < 0:
             return -1
         found = _IDENTIFIER.match(self.text, at)
@@ -104,6 +112,7 @@ class Scanner:
     # -- selectors and values ------------------------------------------------------------------------------------------
 
     def selector(self, at: int) -> tuple[Selector, int] | None:
+        """A selector, dotted or as a pointer, and where it ends; tried once a place."""
         if at < 0:
             return None
         if at not in self._selectors:
@@ -170,6 +179,7 @@ class Scanner:
         return end
 
     def value(self, at: int) -> tuple[str, int] | None:
+        """A value as text, and where it ends; tried once a place."""
         if at < 0:
             return None
         if at not in self._values:

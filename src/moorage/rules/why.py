@@ -81,7 +81,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to "why". ``state`` is one word; ``summary`` one sentence; times are ns since the epoch, 0 for none."""
+    """The answer to "why". ``state`` is one word, ``summary`` one sentence. Units: ns since the epoch, 0 for never."""
 
     kind: str
     id: str
