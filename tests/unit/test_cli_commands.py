@@ -5,170 +5,22 @@ from __future__ import annotations
 import io
 import json
 import re
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
+from cli_stand_in import NODE, Server, last_write, running_stand_in
 
 from moorage.cli.main import main
 
-NODE = {"ID": "6f1c0000-0000-4000-8000-000000000001", "Name": "host1", "Status": "ready", "Address": "127.0.0.1"}
-
-
-class Server:
-    """A stand-in for the API: volumes and allocations in dicts; every request is kept in ``requests``."""
-
-    def __init__(self) -> None:
-        self.volumes: dict[str, dict[str, Any]] = {}
-        self.allocations: dict[str, dict[str, Any]] = {}
-        self.nodes: list[dict[str, Any]] = [NODE]
-        self.requests: list[tuple[str, str, dict[str, str], Any, dict[str, str]]] = []
-        self.fail: tuple[int, str] | None = None
-        self.settle: Callable[[dict[str, Any]], None] = self._run
-        self.polls = 0
-        self.address = ""
-
-    @staticmethod
-    def _run(allocation: dict[str, Any]) -> None:
-        stopping = allocation["DesiredStatus"] == "stop"
-        allocation["ClientStatus"] = "complete" if stopping else "running"
-
-    def add(self, volume_id: str, **more: Any) -> None:
-        """Put a volume in."""
-        self.volumes[volume_id] = {
-            "ID": volume_id,
-            "Name": volume_id,
-            "Namespace": "default",
-            "PluginID": "local",
-            "Schedulable": True,
-            "Capacity": 1024,
-            "RequestedCapabilities": [{"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}],
-            "CurrentReaders": 0,
-            "CurrentWriters": 0,
-            **more,
-        }
-
-    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
-        """Status and body (str is plain text, else JSON) of one request."""
-        if self.fail:
-            return self.fail
-        parts = [unquote(part) for part in path.split("/")[2:]]
-        match (method, parts):
-            case "GET", ["volumes"]:
-                return 200, [v for v in self.volumes.values() if v["ID"].startswith(query.get("prefix", ""))]
-            case "GET", ["volume", "csi", volume_id]:
-                return (200, self.volumes[volume_id]) if volume_id in self.volumes else (404, "volume not found")
-            case "PUT", ["volume", "csi", volume_id, *_]:
-                made = body["Volumes"][0]
-                kept = self.volumes.get(volume_id, {})
-                size = max(kept.get("Capacity", 0), made["RequestedCapacityMin"])
-                self.add(volume_id, **{**kept, **made, "Capacity": size, "ExternalID": f"ext-{volume_id}"})
-                return 200, {"Volumes": [self.volumes[volume_id]], "Warnings": ""}
-            case "DELETE", ["volume", "csi", volume_id, "detach"]:
-                return 200, ""
-            case "DELETE", ["volume", "csi", volume_id, *_]:
-                del self.volumes[volume_id]
-                return 200, ""
-            case "GET", ["plugins"]:
-                known = {"ID": "local", "Provider": "p", "NodesHealthy": 1, "NodesExpected": 1}
-                return 200, [known] if "local".startswith(query.get("prefix", "")) else []
-            case "GET", ["plugin", "csi", "local"]:
-                return 200, {"ID": "local", "Nodes": {NODE["ID"]: {"Healthy": True, "NodeInfo": {}}}}
-            case "GET", ["volumes", "snapshot"]:
-                return 200, {"Snapshots": [{"ID": "s1", "SizeBytes": 5, "CreateTime": 1, "IsReady": True}]}
-            case "PUT", ["volumes", "snapshot"]:
-                return 200, {"Snapshots": [{**body["Snapshots"][0], "ID": "s1", "SizeBytes": 2048, "IsReady": True}]}
-            case "DELETE", ["volumes", "snapshot"]:
-                return 200, ""
-            case "GET", ["nodes"]:
-                return 200, self.nodes
-            case "GET", ["node", _, "allocations"]:
-                return 200, list(self.allocations.values())
-            case "GET", ["node", _]:
-                return 200, NODE
-            case _:
-                return self._answer_allocation(method, parts, body)
-
-    def _answer_allocation(self, method: str, parts: list[str], body: Any) -> tuple[int, Any]:
-        match (method, parts):
-            case "GET", ["allocations"]:
-                return 200, list(self.allocations.values())
-            case "PUT", ["allocations"]:
-                made = body["Allocation"]
-                mounts = [{"Volume": v["Source"], "Path": v["Target"], "Target": v["Target"]} for v in made["Volumes"]]
-                self.allocations[made["ID"]] = {
-                    **made,
-                    "Mounts": mounts,
-                    "DesiredStatus": "run",
-                    "ClientStatus": "pending",
-                }
-                return 200, self.allocations[made["ID"]]
-            case "GET", ["allocation", allocation_id]:
-                self.polls += 1
-                if self.polls % 2 == 0:
-                    self.settle(self.allocations[allocation_id])
-                return 200, self.allocations[allocation_id]
-            case "PUT", ["allocation", allocation_id, "stop"]:
-                self.allocations[allocation_id]["DesiredStatus"] = "stop"
-                return 200, {"Index": 9}
-        return 404, ""
+Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A running stand-in, found through MOORAGE_ADDR."""
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _handle(self) -> None:
-            parts = urlsplit(self.path)
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
-            query = dict(parse_qsl(parts.query, keep_blank_values=True))
-            state.requests.append((self.command, parts.path, query, body, dict(self.headers)))
-            status, answer = state.answer(self.command, parts.path, query, body)
-            data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("X-Nomad-Index", str(len(state.requests)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - the library's names
-
-        def log_message(self, *_: object) -> None:
-            """Stay quiet."""
-
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listener.daemon_threads = True
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state.address = f"http://127.0.0.1:{listener.server_address[1]}"
-    for name in ("NOMAD_ADDR", "NOMAD_TOKEN", "NOMAD_NAMESPACE", "MOORAGE_TOKEN", "MOORAGE_NAMESPACE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MOORAGE_ADDR", state.address)
-    try:
-        yield state
-    finally:
-        listener.shutdown()
-        thread.join()
-        listener.server_close()
-
-
-Captured = pytest.CaptureFixture[str]
-
-
-def last_write(server: Server) -> tuple[str, str, dict[str, str], Any, dict[str, str]]:
-    return [request for request in server.requests if request[0] != "GET"][-1]
+    with running_stand_in(monkeypatch) as running:
+        yield running
 
 
 # -- volumes ---------------------------------------------------------------------------------------------------------
@@ -351,105 +203,6 @@ def test_lists_are_printed(server: Server, capsys: Captured, words: list[str]) -
 def test_missing_ones_are_errors(server: Server, capsys: Captured, words: list[str]) -> None:
     assert main(words) == 1
     assert "has the ID" in capsys.readouterr().err
-
-
-# -- mount and umount ------------------------------------------------------------------------------------------------
-
-
-def test_mount_asks_and_waits_until_it_runs(server: Server, tmp_path: Path, capsys: Captured) -> None:
-    server.add("data")
-    target = str(tmp_path / "here")
-    assert main(["mount", "data", target]) == 0
-    asked = last_write(server)[3]["Allocation"]
-    assert asked["NodeID"] == NODE["ID"]
-    assert asked["Name"] == "mount.data"
-    assert asked["Volumes"] == [
-        {
-            "Name": "data",
-            "Source": "data",
-            "Target": target,
-            "ReadOnly": False,
-            "AccessMode": "single-node-writer",
-            "AttachmentMode": "file-system",
-        }
-    ]
-    blocking = [query for method, path, query, _, _ in server.requests if "index" in query]
-    assert blocking
-    assert blocking[0]["wait"] == "10000ms"
-    assert capsys.readouterr().out == target + "\n"
-
-
-def test_mount_again_is_the_same_mount(server: Server, tmp_path: Path) -> None:
-    server.add("data")
-    assert main(["mount", "data", str(tmp_path)]) == 0
-    assert main(["mount", "data", str(tmp_path)]) == 0
-    assert len(server.allocations) == 1
-
-
-def test_mount_that_fails_says_why(server: Server, tmp_path: Path, capsys: Captured) -> None:
-    def fail(allocation: dict[str, Any]) -> None:
-        allocation.update(ClientStatus="failed", ClientDescription="the driver refused: bad flag")
-
-    server.settle = fail
-    server.add("data")
-    assert main(["mount", "data", str(tmp_path)]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "Error mounting volume data: the driver refused: bad flag" in err
-
-
-def test_mount_gives_up_after_its_time_and_says_id_and_error(server: Server, tmp_path: Path, capsys: Captured) -> None:
-    server.settle = lambda allocation: allocation["Mounts"][0].update(LastError="no such device", Attempts=3)
-    server.add("data")
-    assert main(["mount", "data", str(tmp_path), "-timeout", "0.1"]) == 1
-    [allocation_id] = server.allocations
-    err = capsys.readouterr().err
-    assert allocation_id in err
-    assert "no such device (tried 3 times)" in err
-
-
-def test_an_interrupted_mount_says_its_id_and_goes_on(server: Server, tmp_path: Path) -> None:
-    waiting = threading.Event()
-    server.settle = lambda allocation: waiting.set()
-    server.add("data")
-    words = [sys.executable, "-m", "moorage", "mount", "data", str(tmp_path)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as child:
-        assert waiting.wait(30)
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == 130
-    [allocation_id] = server.allocations
-    assert f"goes on without us as allocation {allocation_id}" in err
-    assert "Traceback" not in err
-    assert server.allocations[allocation_id]["DesiredStatus"] == "run"
-
-
-def test_mount_needs_a_choice_between_nodes(server: Server, tmp_path: Path, capsys: Captured) -> None:
-    server.nodes = [{**NODE, "Name": "alpha"}, {**NODE, "ID": "7", "Name": "beta"}]
-    server.add("data")
-    assert main(["mount", "data", str(tmp_path)]) == 1
-    assert "-node: alpha, beta" in capsys.readouterr().err
-    assert main(["mount", "data", str(tmp_path), "-node", "beta"]) == 0
-    assert last_write(server)[3]["Allocation"]["NodeID"] == "7"
-
-
-@pytest.mark.parametrize("means", ["path", "volume", "id", "prefix"])
-def test_umount_finds_what_is_meant(server: Server, tmp_path: Path, capsys: Captured, means: str) -> None:
-    server.add("data")
-    server.add("other")
-    assert main(["mount", "other", str(tmp_path / "o")]) == 0
-    assert main(["mount", "data", str(tmp_path / "d")]) == 0
-    [wanted] = [row["ID"] for row in server.allocations.values() if row["Name"] == "mount.data"]
-    word = {"path": str(tmp_path / "d"), "volume": "data", "id": wanted, "prefix": wanted[:13]}[means]
-    assert main(["umount", word]) == 0
-    assert server.allocations[wanted]["ClientStatus"] == "complete"
-    assert sum(row["DesiredStatus"] == "stop" for row in server.allocations.values()) == 1
-    assert "Unmounted data at" in capsys.readouterr().out
-
-
-def test_umount_of_nothing_is_an_error(server: Server, capsys: Captured) -> None:
-    assert main(["umount", "/nowhere"]) == 1
-    assert "nothing is mounted" in capsys.readouterr().err
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
 import structlog.testing
-from google.protobuf import text_format
+from scripted_csi import Driver, run_once, running
 
-from moorage.csi.calls import CONTROLLER, IDENTITY, NODE, RPCS
-from moorage.csi.client import DriverClient, Facts, scrub
+from moorage.csi.calls import CONTROLLER, IDENTITY, NODE
+from moorage.csi.client import DriverClient, Facts
 from moorage.errors import DriverRefused, DriverUncertain
 from moorage.model import steps
 from moorage.model.ids import NodeId
 from moorage.model.plugin import MAX_VOLUMES_UNLIMITED, ControllerInfo, NodeInfo
-from moorage.model.volume import Capability, MountOptions, Secrets, Topology, TopologyRequest
+from moorage.model.volume import Capability, Secrets, Topology, TopologyRequest
 from moorage.rules.explanations import explain
 
 pytestmark = pytest.mark.anyio
@@ -30,84 +26,6 @@ FILES = Capability(access_mode="single-node-writer", attachment_mode="file-syste
 CREATE = steps.CreateVolume(name="x", capabilities=(FILES,), secrets=Secrets({"password": "hunter2"}))
 DELETE = steps.DeleteVolume(external_id="v")
 UNPUBLISH = steps.UnpublishVolume(external_id="v", target_path="/t")
-
-ANSWERS: dict[str, Any] = {
-    "GetPluginInfo": 'name: "csi.example.org" vendor_version: "1.2"',
-    "GetPluginCapabilities": """capabilities { service { type: CONTROLLER_SERVICE } }
-      capabilities { service { type: VOLUME_ACCESSIBILITY_CONSTRAINTS } } capabilities { service { type: 77 } }
-      capabilities { volume_expansion { type: ONLINE } } capabilities { }""",
-    "Probe": "",
-    "ControllerGetCapabilities": """capabilities { rpc { type: CREATE_DELETE_VOLUME } }
-      capabilities { rpc { type: 99 } } capabilities { rpc { type: PUBLISH_READONLY } }
-      capabilities { rpc { type: SINGLE_NODE_MULTI_WRITER } }""",
-    "NodeGetCapabilities": "capabilities { rpc { type: STAGE_UNSTAGE_VOLUME } } capabilities { rpc { type: 99 } }",
-    "NodeGetInfo": """node_id: "node-7" max_volumes_per_node: 5
-      accessible_topology { segments { key: "zone" value: "a" } }""",
-}
-
-
-class Driver:
-    """A scripted driver: an answer by method (protobuf text), a status with a text, or ``"hang"``.
-
-    ``requests`` is what came, by method. A method without an answer is not implemented.
-    """
-
-    def __init__(self, services: tuple[str, ...] = (IDENTITY, CONTROLLER, NODE), **answers: Any) -> None:
-        self.services = services
-        self.answers = ANSWERS | answers
-        self.requests: list[tuple[str, Any]] = []
-        self.hanging = anyio.Event()
-
-    def get(self, method: str) -> list[Any]:
-        return [request for name, request in self.requests if name == method]
-
-    def _handler(self, name: str, response_type: Any) -> Any:
-        async def handle(request: Any, context: Any) -> Any:
-            self.requests.append((name, request))
-            answer = self.answers.get(name, (grpc.StatusCode.UNIMPLEMENTED, ""))
-            if answer == "hang":
-                self.hanging.set()
-                await anyio.sleep(30)
-            if isinstance(answer, tuple):
-                await context.abort(*answer)
-            return text_format.Parse(answer, response_type())
-
-        return handle
-
-    @asynccontextmanager
-    async def serve(self, path: Path) -> AsyncIterator[None]:
-        server = grpc.aio.server()
-        for service in self.services:
-            handlers = {
-                rpc.name: grpc.unary_unary_rpc_method_handler(
-                    self._handler(rpc.name, rpc.response_type),
-                    request_deserializer=rpc.request_type.FromString,
-                    response_serializer=rpc.response_type.SerializeToString,
-                )
-                for rpc in RPCS.values()
-                if rpc.service == service
-            }
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        server.add_insecure_port(f"unix:{path}")
-        await server.start()
-        try:
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await server.stop(0)
-
-
-@asynccontextmanager
-async def running(driver: Driver, tmp_path: Path) -> AsyncIterator[DriverClient]:
-    path = tmp_path / "csi.sock"
-    async with driver.serve(path), DriverClient(str(path)) as client:
-        yield client
-
-
-async def run_once(tmp_path: Path, step: steps.Step, **answers: Any) -> steps.Outcome:
-    async with running(Driver(**answers), tmp_path) as client:
-        return await client.run(step, timeout_s=5)
-
 
 # -- probing ---------------------------------------------------------------------------------------------------------
 
@@ -350,102 +268,3 @@ async def test_unconfirmed_validation_is_accepted_with_a_warning(tmp_path: Path)
         got = await run_once(tmp_path, step, ValidateVolumeCapabilities='message: "hunter2 says no"')
     assert got == steps.Done()
     assert [(e["log_level"], e["message"]) for e in logs] == [("warning", "[REDACTED] says no")]
-
-
-# -- secrets ---------------------------------------------------------------------------------------------------------
-
-
-async def test_secrets_are_taken_out_of_the_drivers_text(tmp_path: Path) -> None:
-    text = "login with hunter2 failed at http://h/?p=hunter2"
-    got = await run_once(tmp_path, CREATE, CreateVolume=(grpc.StatusCode.UNAUTHENTICATED, text))
-    assert isinstance(got, steps.Failed)
-    assert got.fault.message == "login with [REDACTED] failed at http://h/?p=[REDACTED]"
-    assert "hunter2" not in repr(got)
-
-
-def test_scrubbing_of_escaped_and_overlapping_secrets_and_of_flags() -> None:
-    step = steps.StageVolume(
-        external_id="v",
-        staging_path="/s",
-        capability=FILES,
-        secrets=Secrets({"a": "pa", "b": "pass", "c": 'q"/z', "d": ""}),
-        mount_options=MountOptions(mount_flags=("ro", "uid=5", "password=flagged", "credentials=/etc/c")),
-    )
-    assert (
-        scrub("a RED b", steps.DeleteVolume(external_id="v", secrets=Secrets({"a": "RED", "b": "E"}))).count("[") == 1
-    )
-    text = r'pass pa q"/z q\"/z q%22%2Fz flagged ro uid=5 /etc/c'
-    assert scrub(text, step) == " ".join(["[REDACTED]"] * 6) + " ro uid=5 [REDACTED]"
-
-
-# -- death, deadlines, cancelling --------------------------------------------------------------------------------------
-
-
-async def test_deadline_is_uncertain(tmp_path: Path) -> None:
-    async with running(Driver(CreateVolume="hang"), tmp_path) as client:
-        got = await client.run(CREATE, timeout_s=0.5)
-    assert isinstance(got, steps.Failed)
-    assert (got.fault.method, got.fault.status, got.fault.final) == ("CreateVolume", "DEADLINE_EXCEEDED", False)
-
-
-async def test_deadline_covers_the_questions_before_the_step(tmp_path: Path) -> None:
-    async with running(Driver(GetPluginCapabilities="hang"), tmp_path) as client:
-        got = await client.run(CREATE, timeout_s=0.3)
-    assert isinstance(got, steps.Failed)
-    assert (got.fault.method, got.fault.status) == ("CreateVolume", "DEADLINE_EXCEEDED")
-
-
-async def test_driver_that_dies_during_the_call_then_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "csi.sock"
-    outcomes: list[steps.Outcome] = []
-
-    async def create(client: DriverClient) -> None:
-        outcomes.append(await client.run(CREATE, timeout_s=10))
-
-    async with DriverClient(str(path)) as client:
-        async with anyio.create_task_group() as group:
-            driver = Driver(CreateVolume="hang")
-            async with driver.serve(path):
-                group.start_soon(create, client)
-                await driver.hanging.wait()
-        [got] = outcomes
-        assert isinstance(got, steps.Failed)
-        assert (got.fault.status, got.fault.final) == ("UNAVAILABLE", False)
-
-        path.unlink(missing_ok=True)
-        got = await client.run(CREATE, timeout_s=1)
-        assert isinstance(got, steps.Failed)
-        assert (got.fault.status, got.fault.final) == ("UNAVAILABLE", False)
-
-        async with Driver(CreateVolume='volume { volume_id: "v" }').serve(path):
-            for _ in range(50):
-                got = await client.run(CREATE, timeout_s=1)
-                if isinstance(got, steps.Created):
-                    break
-                await anyio.sleep(0.05)
-            assert got == steps.Created(external_id="v")
-
-
-async def test_cancellation_passes_through(tmp_path: Path) -> None:
-    driver = Driver(CreateVolume="hang")
-    outcomes: list[steps.Outcome] = []
-    async with running(driver, tmp_path) as client:
-        with pytest.raises(TimeoutError):
-            with anyio.fail_after(0.5):
-                outcomes.append(await client.run(CREATE, timeout_s=10))
-        with anyio.move_on_after(0.2) as scope:
-            outcomes.append(await client.run(CREATE, timeout_s=10))
-        assert scope.cancelled_caught
-        await anyio.lowlevel.checkpoint()
-        driver.answers["CreateVolume"] = 'volume { volume_id: "v" }'
-        assert isinstance(await client.run(CREATE, timeout_s=5), steps.Created)
-    assert outcomes == []
-
-
-async def test_closed_client_fails_uncertain(tmp_path: Path) -> None:
-    client = DriverClient(str(tmp_path / "csi.sock"))
-    got = await client.run(CREATE, timeout_s=1)
-    assert isinstance(got, steps.Failed)
-    assert (got.fault.status, got.fault.final) == ("UNAVAILABLE", False)
-    await client.close()
-    await client.close()

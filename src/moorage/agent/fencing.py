@@ -16,6 +16,7 @@ Source: DESIGN "Fencing".
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,9 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from moorage.agent.holders import HolderSearch, Question, end_holder
 from moorage.agent.ports import Ticks
+from moorage.errors import DeadlineExceeded
 from moorage.model.assignment import NodeRegistered
 
 log = structlog.get_logger()
@@ -63,7 +66,9 @@ class SelfFence:
     ``is_on`` False: it never fences, whatever happens.
     """
 
-    def __init__(self, *, is_on: bool, file: Path, boot_id: str, ticks: Ticks = read_ticks, look_s: float = 0.2) -> None:
+    def __init__(
+        self, *, is_on: bool, file: Path, boot_id: str, ticks: Ticks = read_ticks, look_s: float = 0.2
+    ) -> None:
         self.is_on = is_on
         self.stage: Stage = "keep"
         self.on_fence: Callable[[], None] = lambda: None
@@ -95,9 +100,7 @@ class SelfFence:
         """The server took a renewal that was sent at ``sent_s``; a fence is lifted."""
         if not self.is_on:
             return
-        self._lease = Lease(
-            sent_s=sent_s, boot_id=self._boot_id, lease_s=answer.lease_s, grace_s=answer.grace_s
-        )
+        self._lease = Lease(sent_s=sent_s, boot_id=self._boot_id, lease_s=answer.lease_s, grace_s=answer.grace_s)
         try:
             await anyio.to_thread.run_sync(_write, self._file, self._lease)
         except OSError as e:
@@ -107,8 +110,11 @@ class SelfFence:
             log.warning("fence.lifted")
             self.on_lift()
 
-    async def run(self) -> None:
-        """Look at the lease again and again, until cancelled."""
+    async def run(self, holders: HolderSearch, list_written: Callable[[], tuple[str, ...]]) -> None:
+        """Look at the lease again and again, until cancelled; ``list_written``: paths that writers may use.
+
+        Writers are ended here and not where their disk is unmounted, so that no hung driver saves one of them.
+        """
         if not self.is_on:
             return
         while True:
@@ -118,7 +124,20 @@ class SelfFence:
                 log.error("fence.begun" if is_first else "fence.kills", lease=self._lease)
                 if is_first:
                     self.on_fence()
+            if self.is_fenced:
+                await self._end_writers(holders, list_written())
             await anyio.sleep(self._look_s)
+
+    async def _end_writers(self, holders: HolderSearch, paths: tuple[str, ...]) -> None:
+        number = signal.SIGKILL if self.stage == "kill" else signal.SIGTERM
+        try:
+            found = await holders.find(Question(paths, is_last=True)) if paths else ()
+        except DeadlineExceeded as e:
+            log.error("writers.not_seen", error=e.message)
+            return
+        for holder in found:
+            if end_holder(holder, number):
+                log.error("writer.ended", pid=holder.pid, command=holder.command, path=holder.path, by=number.name)
 
 
 def _read(file: Path) -> Lease | None:

@@ -29,25 +29,23 @@ class Volumes:
         self._room: Room | None = None
         self._workers: dict[Disk, DiskWorker] = {}
         self._busy: set[Disk] = set()
-        self._is_told = False
-        self._clean = anyio.Event()
+        self._last: tuple[ClaimAssignment, ...] | None = None
+        self._stepped = anyio.Event()
 
     def prepare(self, room: Room, uses: Iterable[Use], stagings: Iterable[Staging]) -> None:
         """Take what the journal has; nothing is done yet."""
         self._room = room
-        for use in uses:
-            self._worker(use.disk).uses[use.claim_id] = use
-        for staging in stagings:
-            self._worker(staging.disk).staging = staging
+        for entry in (*uses, *stagings):
+            self._worker(entry.disk).take(entry)
 
     def assign(self, assignments: Iterable[ClaimAssignment]) -> None:
         """Take the server's whole list of this node's claims, and wake whom it concerns."""
+        is_first, self._last = self._last is None, tuple(assignments)
         grouped: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
-        for assignment in assignments:
+        for assignment in self._last:
             claim = assignment.claim
             disk = Disk(claim.plugin_id, claim.external_id)
             grouped.setdefault(disk, {})[claim.id] = assignment
-        is_first, self._is_told = not self._is_told, True
         for disk in {**grouped, **self._workers}:
             now = grouped.get(disk, {})
             if disk not in self._workers and all(goal_of(a) == "none" for a in now.values()):
@@ -65,13 +63,50 @@ class Volumes:
                 worker.retry()
 
     def note_step(self) -> None:
-        """Something was done: see whether the start-up cleaning is over."""
-        if self._is_told and not self._clean.is_set() and not any(w.is_orphaned for w in self._workers.values()):
-            self._clean.set()
+        """Something was done: whoever waits for it looks."""
+        self._stepped.set()
+        self._stepped = anyio.Event()
 
     async def wait_clean(self) -> None:
-        """Until nothing is mounted any more for claims that the server does not have."""
-        await self._clean.wait()
+        """Until nothing is mounted any more for claims that the server does not have, by its last word."""
+        while self._last is None or any(w.is_orphaned for w in self._workers.values()):
+            await self._stepped.wait()
+
+    def is_used(self, plugin_id: PluginId) -> bool:
+        """Whether anything of the plugin's is mounted here or on its way."""
+        return any(disk.plugin_id == plugin_id for disk in self._workers)
+
+    # -- broken mounts -----------------------------------------------------------------------------------------------
+
+    def list_published(self) -> list[str]:
+        """Paths at which volumes are to be seen."""
+        return [path for worker in self._workers.values() for path in worker.list_published()]
+
+    def note_change(self, path: str) -> None:
+        """The mount at a path has broken, or answers again."""
+        for worker in self._workers.values():
+            if path in worker.list_published():
+                worker.wake()
+
+    # -- fencing -----------------------------------------------------------------------------------------------------
+
+    def list_written(self) -> tuple[str, ...]:
+        """Paths by which somebody may write to a volume."""
+        uses = [u for w in self._workers.values() for u in w.uses.values() if u.phase != "gone" and not u.read_only]
+        return tuple(path for use in uses for path in (use.target, use.publish_path, use.staging_path) if path)
+
+    def fence(self) -> None:
+        """The room's fence has begun: every disk lets go, also before the server ever answered."""
+        for worker in self._workers.values():
+            worker.retry()
+            self._start(worker)
+
+    def lift(self) -> None:
+        """The fence is lifted: the server's last word counts again."""
+        for worker in self._workers.values():
+            worker.retry()
+        if self._last is not None:
+            self.assign(self._last)
 
     def list_orphans(self) -> list[str]:
         """External IDs of the disks that are still mounted without a claim."""

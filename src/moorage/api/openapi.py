@@ -72,8 +72,9 @@ def find_operations() -> Operations:
     # Described late: their modules know the handlers' bodies, and the table has the handler above.
     from moorage.api.openapi_around import AROUND
     from moorage.api.openapi_storage import STORAGE
+    from moorage.api.openapi_why import EXPLAINED
 
-    return {**STORAGE, **AROUND}
+    return {**STORAGE, **EXPLAINED, **AROUND}
 
 
 def find_operation(pattern: str, method: str) -> Operation | None:
@@ -211,6 +212,7 @@ def _refusal(status: int, meaning: str, *, is_plain: bool) -> Json:
 
 
 def _schemas() -> dict[str, Schema]:
+    from moorage.api.openapi_why import WHY_SCHEMAS
     from moorage.api.routes import ROUTES
 
     found = [op for r in ROUTES for m in r.handlers if (op := find_operation(r.pattern, m)) is not None]
@@ -223,4 +225,4 @@ def _schemas() -> dict[str, Schema]:
         for name, member in schema.get("properties", {}).items():
             if name in MEANINGS:
                 member.setdefault("description", MEANINGS[name])
-    return {**SCHEMAS, **of_bodies, **{f"Agent.{name}": schema for name, schema in of_records.items()}}
+    return {**SCHEMAS, **WHY_SCHEMAS, **of_bodies, **{f"Agent.{name}": schema for name, schema in of_records.items()}}

@@ -20,10 +20,12 @@ from moorage.api import (
     node_care,
     nodes,
     openapi,
+    orphans,
     plugins,
     search,
     volume_lists,
     volumes,
+    why,
 )
 from moorage.api.http import Answer, Request
 from moorage.engine.service import Service
@@ -59,6 +61,7 @@ async def _snapshot_of(service: Service, request: Request, volume_id: str) -> An
 ROUTES: tuple[Route, ...] = (
     Route("/v1/volumes", {"GET": volume_lists.list_volumes, **_write(volumes.register)}, is_blocking=True),
     Route("/v1/volumes/external", {"GET": volumes.list_external}),
+    Route("/v1/volumes/orphans", {"GET": orphans.list_orphans}),
     Route(
         "/v1/volumes/snapshot",
         {
@@ -73,16 +76,19 @@ ROUTES: tuple[Route, ...] = (
         {"GET": volumes.read_volume, "DELETE": volumes.deregister, **_write(volumes.register)},
         is_blocking=True,
     ),
+    Route("/v1/volume/csi/:id/why", {"GET": why.explain_volume}),
     Route("/v1/volume/csi/:id/create", _write(volumes.create)),
     Route("/v1/volume/csi/:id/delete", {"DELETE": volumes.delete}),
     Route("/v1/volume/csi/:id/detach", {"DELETE": volumes.detach}),
     Route("/v1/volume/csi/:id/snapshot", _write(_snapshot_of)),
     Route("/v1/plugins", {"GET": plugins.list_plugins}, is_blocking=True),
     Route("/v1/plugin/csi/:id", {"GET": plugins.read_plugin}, is_blocking=True),
+    Route("/v1/plugin/csi/:id/why", {"GET": why.explain_plugin}),
     Route("/v1/plugin/csi/:id/:part", {"GET": _plugin_part}, is_blocking=True),
     Route("/v1/nodes", {"GET": nodes.list_nodes}, is_blocking=True),
     Route("/v1/node/:id", {"GET": nodes.read_node}, is_blocking=True),
     Route("/v1/node/:id/allocations", {"GET": nodes.list_node_allocations}, is_blocking=True),
+    Route("/v1/node/:id/why", {"GET": why.explain_node}),
     Route("/v1/node/:id/drain", _write(node_care.drain)),
     Route("/v1/node/:id/eligibility", _write(node_care.set_eligibility)),
     Route("/v1/node/:id/fence", _write(node_care.fence)),
@@ -97,6 +103,7 @@ ROUTES: tuple[Route, ...] = (
         is_blocking=True,
     ),
     Route("/v1/allocation/:id", {"GET": allocations.read_allocation}, is_blocking=True),
+    Route("/v1/allocation/:id/why", {"GET": why.explain_allocation}),
     Route("/v1/allocation/:id/stop", _write(allocations.stop)),
     Route("/v1/namespaces", {"GET": namespaces.list_namespaces}, is_blocking=True),
     Route("/v1/namespace", _write(namespaces.write_namespace)),

@@ -38,6 +38,11 @@ _CREATE_MORE = (
     "created with must then be given again, because each request says all of them."
 )
 
+_ORPHANS_MORE = (
+    "Backend volumes that nobody registered, registered ones that the driver lost, disks with several records, and "
+    "attachments without a claim. An orphan that is deleted is registered first, so that nothing is lost on the way."
+)
+
 PROGRAMS = (
     Program(
         ("dev",),
@@ -116,6 +121,14 @@ COMMANDS = (
         "The node is given by ID, the beginning of an ID, or name.",
     ),
     Command(
+        ("volume", "orphans"),
+        "orphans",
+        "orphans",
+        "compare what drivers have with what is registered; adopt or delete what nobody registered",
+        "moorage volume orphans -plugin local",
+        _ORPHANS_MORE,
+    ),
+    Command(
         ("volume", "snapshot", "create"),
         "snapshots",
         "create",
@@ -136,6 +149,14 @@ COMMANDS = (
         "delete",
         "delete a snapshot",
         "moorage volume snapshot delete local snap-1",
+    ),
+    Command(
+        ("why",),
+        "why",
+        "why",
+        "say why a volume, a use, a plugin or a node is not ready, and what helps",
+        "moorage why data",
+        "NAME is the ID of a volume, an allocation, a plugin or a node, the beginning of one, or a node's name.",
     ),
     Command(("plugin", "status"), "plugins", "status", "list drivers, or show one", "moorage plugin status local"),
     Command(("node", "status"), "nodes", "status", "list nodes, or show one", "moorage node status"),

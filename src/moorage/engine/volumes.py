@@ -126,19 +126,19 @@ class Registrations:
             self._checks.check_can_create(volume, self._checks.find_working_plugin(volume))
         self._check_targets(volumes)
         results: list[Volume | None] = [None] * len(volumes)
-        failures: list[str] = []
+        failures: list[MoorageError] = []
 
         async def make(index: int, volume: Volume) -> None:
             try:
                 results[index] = await self._create_one(volume)
             except MoorageError as error:
-                failures.append(error.message)
+                failures.append(error)
 
         async with anyio.create_task_group() as group:
             for index, volume in enumerate(volumes):
                 group.start_soon(make, index, volume)
         if failures:
-            raise Rejected(join_errors(sorted(failures)), code="create_failed")
+            raise _join_failures(failures)
         return self._checks.answer([v for v in results if v is not None], self._reads.volumes_index, "")
 
     def _check_targets(self, volumes: Sequence[Volume]) -> None:
@@ -251,6 +251,16 @@ class Registrations:
         if found is None:
             raise StateConflict("the volume was removed", key=key)
         return found
+
+
+def _join_failures(failures: Sequence[MoorageError]) -> MoorageError:
+    """All failures as one, in the recorded form. It is of the kind that asking again may cure, if one of them is."""
+    text = join_errors(sorted(error.message for error in failures))
+    for error in failures:
+        if isinstance(error, Unavailable):
+            return Unavailable(text, code=error.code, retry_after_s=error.retry_after_s, **error.fields)
+    first = failures[0]
+    return type(first)(text, code=first.code, **first.fields) if isinstance(first, Rejected) else Rejected(text)
 
 
 def _with_growth(merged: Volume, grown: Volume, sent: Volume) -> Volume:

@@ -84,10 +84,10 @@ class Why:
             return None
         plugin = found.value if found else None
         ids = plugin.instances if plugin else ()
-        nodes = {i: record.value for i in ids if (record := self._reads.find_node(i)) is not None}
+        nodes = {str(i): record.value for i in ids if (record := self._reads.find_node(i)) is not None}
         now_ns = self._clock.now_ns()
         waiting = [v for v in volumes if plugin is None or self._is_at_work(v)][:WAITING_MAX]
-        states = {v.id: explain_volume(self._volume_case(v), now_ns=now_ns).state for v in waiting}
+        states = {str(v.id): explain_volume(self._volume_case(v), now_ns=now_ns).state for v in waiting}
         case = PluginCase(plugin_id=plugin_id, plugin=plugin, nodes=nodes, waiting=states)
         return explain_plugin(case, now_ns=now_ns)
 

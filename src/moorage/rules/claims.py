@@ -147,6 +147,7 @@ def _conflict(why: str, volume: Volume, holders: list[Claim]) -> Conflict:
     text = (
         f'{why}: volume "{volume.id}" is held by allocation {holder.allocation_id} on node {holder.node_id} '
         f"since {format_time(holder.created_at_ns)}{released}{more}"
+        f"; `moorage why {volume.id}` tells more"
     )
     return Conflict(
         text,

@@ -338,9 +338,12 @@ def _settle(item: Item) -> Action:
         grown_bytes=max(use.grown_bytes, told.grown_bytes),
     )
     now = (report.path, report.publish_path, report.staging_path, report.grown_bytes)
-    if now != (told.path, told.publish_path, told.staging_path, told.grown_bytes):
+    is_owed = known.grow_to_bytes > report.grown_bytes
+    # A fault on record of a mount that works is over: the server is told, so that it does not show it for ever.
+    is_mended = known.claim.progress.last_fault is not None and not is_owed
+    if is_mended or now != (told.path, told.publish_path, told.staging_path, told.grown_bytes):
         return _unless_told(item, ReportMounted(claim_id=item.claim_id, report=report))
-    if known.grow_to_bytes <= report.grown_bytes or node is None or not node.supports_expand or use.read_only:
+    if not is_owed or node is None or not node.supports_expand or use.read_only:
         return REST
     step = ExpandNodeVolume(
         external_id=use.external_id,
@@ -374,7 +377,7 @@ NEXT: dict[tuple[Goal, PublishFact], tuple[Cell, Cell, Cell, Cell, Cell]] = {
     ("mount", "unbegun"): (_begin, _begin, _begin, _begin, _refuse),
     ("mount", "open"): (_advance, _advance, _advance, _advance, _refuse),
     ("mount", "ready"): (_settle, _bind, _settle, _unbind, _refuse),
-    ("mount", "foul"): (_unpublish, _unpublish, _unpublish, _unpublish, _unpublish),
+    ("mount", "foul"): (_undo, _undo, _undo, _undo, _undo),
     ("mount", "gone"): (_forget, _forget, _forget, _forget, _forget),
     ("unmount", "unbegun"): (_begin_undo, _begin_undo, _begin_undo, _begin_undo, _begin_undo),
     ("unmount", "open"): (_undo, _undo, _undo, _undo, _undo),

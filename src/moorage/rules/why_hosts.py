@@ -123,10 +123,11 @@ def explain_node(case: NodeCase, *, now_ns: int) -> Explanation:
     if node.status != "ready":
         state, text = "initializing", "has not finished to register: its agent has not said yet that it is there"
         blocks.insert(0, "the agent's registration is awaited")
-    elif node.wanted == "draining":
+    elif node.wanted != "active":
         left = f"{len(holders)} uses are still there, first {name_holders(holders)}" if holders else "nothing is left"
-        state, text = "draining", f"is draining, it takes no new uses: {left}"
-        blocks.insert(0, f"no use starts on it; {left}")
+        going = "; they are released one by one" if holders and node.wanted == "draining" else ""
+        state, text = node.wanted, f"is {node.wanted}, it takes no new uses: {left}"
+        blocks.insert(0, f"no use starts on it; {left}{going}")
         commands.insert(0, command("takes uses again", "node", "drain", "-disable", node.id))
     elif sick:
         state, text = "unhealthy", f"is there, but {len(sick)} of {len(case.instances)} drivers are not healthy"

@@ -107,6 +107,8 @@ class ScriptedDriver:
                 self.volumes.pop(step.external_id, None)
                 return steps.Done()
             case steps.ExpandVolume():
+                if step.external_id not in self.volumes:
+                    return _failed(step, "NOT_FOUND", "no such volume")
                 volume = self.volumes[step.external_id]
                 volume.capacity_bytes = max(volume.capacity_bytes, step.required_bytes)
                 return steps.Expanded(capacity_bytes=volume.capacity_bytes, is_node_expansion_required=True)
