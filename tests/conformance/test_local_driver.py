@@ -10,82 +10,16 @@ from pathlib import Path
 
 import anyio
 import pytest
+from local_controller_kit import BLOCK, GIB, Client, Mode, capability, publish_request
 
 import moorage
 from moorage.csi import calls
 from moorage.csi.local.identity import DRIVER_NAME, TOPOLOGY_KEY
 from moorage.csi.local.server import serve
 from moorage.csi.proto import csi_pb2 as csi
-from moorage.errors import DriverFault
-from moorage.rpc import Channel, Request, Response, Rpc, call, unix_channel
+from moorage.rpc import unix_channel
 
 pytestmark = pytest.mark.anyio
-
-Mode = csi.VolumeCapability.AccessMode
-GIB = 1024**3
-
-
-def capability(mode: Mode.Mode = Mode.SINGLE_NODE_WRITER, *flags: str) -> csi.VolumeCapability:
-    mount = csi.VolumeCapability.MountVolume(mount_flags=flags)
-    return csi.VolumeCapability(mount=mount, access_mode=Mode(mode=mode))
-
-
-BLOCK = csi.VolumeCapability(block=csi.VolumeCapability.BlockVolume(), access_mode=Mode(mode=Mode.SINGLE_NODE_WRITER))
-
-
-class Client:
-    """Calls of one channel, and what is said about refusals."""
-
-    def __init__(self, channel: Channel, data: Path) -> None:
-        self.channel = channel
-        self.data = data
-
-    async def __call__(self, rpc: Rpc[Request, Response], request: Request) -> Response:
-        return await call(self.channel, rpc, request, timeout_s=20)
-
-    async def refused(self, rpc: Rpc[Request, Response], request: Request, status: str, text: str = "") -> None:
-        with pytest.raises(DriverFault) as caught:
-            await self(rpc, request)
-        assert caught.value.status == status, caught.value
-        assert text in caught.value.message
-
-    async def create(self, name: str = "one", required: int = 0, limit: int = 0) -> csi.Volume:
-        request = csi.CreateVolumeRequest(name=name, volume_capabilities=[capability()])
-        if required or limit:
-            request.capacity_range.CopyFrom(csi.CapacityRange(required_bytes=required, limit_bytes=limit))
-        return (await self(calls.CREATE_VOLUME, request)).volume
-
-    async def create_from(self, name: str, *, snapshot: str = "", volume: str = "", required: int = 0) -> csi.Volume:
-        source = csi.VolumeContentSource()
-        if snapshot:
-            source.snapshot.snapshot_id = snapshot
-        if volume:
-            source.volume.volume_id = volume
-        request = csi.CreateVolumeRequest(name=name, volume_capabilities=[capability()], volume_content_source=source)
-        if required:
-            request.capacity_range.required_bytes = required
-        return (await self(calls.CREATE_VOLUME, request)).volume
-
-    async def snapshot(self, name: str, volume_id: str) -> csi.Snapshot:
-        request = csi.CreateSnapshotRequest(name=name, source_volume_id=volume_id)
-        return (await self(calls.CREATE_SNAPSHOT, request)).snapshot
-
-    async def publish(
-        self, volume_id: str, mode: Mode.Mode = Mode.SINGLE_NODE_WRITER, *, readonly: bool = False
-    ) -> None:
-        await self(calls.CONTROLLER_PUBLISH_VOLUME, publish_request(volume_id, mode, readonly=readonly))
-
-    async def listed(self) -> dict[str, list[str]]:
-        answer = await self(calls.LIST_VOLUMES, csi.ListVolumesRequest())
-        return {entry.volume.volume_id: list(entry.status.published_node_ids) for entry in answer.entries}
-
-
-def publish_request(
-    volume_id: str, mode: Mode.Mode = Mode.SINGLE_NODE_WRITER, *, node_id: str = "node-1", readonly: bool = False
-) -> csi.ControllerPublishVolumeRequest:
-    return csi.ControllerPublishVolumeRequest(
-        volume_id=volume_id, node_id=node_id, volume_capability=capability(mode), readonly=readonly
-    )
 
 
 @pytest.fixture
@@ -304,7 +238,7 @@ async def test_delete_is_idempotent_and_frees_the_name(client: Client) -> None:
     assert second.volume_id != first.volume_id
     assert os.listdir(client.data / "volumes") == [second.volume_id]
     with anyio.fail_after(5):
-        while os.listdir(client.data / "trash"):  # noqa: ASYNC110 - a directory has no event
+        while os.listdir(client.data / "trash"):
             await anyio.sleep(0.01)
 
 
@@ -423,80 +357,3 @@ async def test_expand(client: Client) -> None:
         "NOT_FOUND",
     )
     assert (await client.create("one", required=GIB, limit=GIB)).capacity_bytes == 2 * GIB
-
-
-async def test_snapshots_and_restores(client: Client) -> None:
-    volume = await client.create("one", required=GIB)
-    data = client.data / "volumes" / volume.volume_id / "data"
-    (data / "file").write_text("as it was")
-    snapshot = await client.snapshot("s1", volume.volume_id)
-    assert (snapshot.size_bytes, snapshot.ready_to_use) == (GIB, True)
-    assert snapshot.creation_time.seconds > 1_600_000_000
-    (data / "file").write_text("changed")
-    assert await client.snapshot("s1", volume.volume_id) == snapshot
-    other = await client.create("two")
-    clash = csi.CreateSnapshotRequest(name="s1", source_volume_id=other.volume_id)
-    await client.refused(calls.CREATE_SNAPSHOT, clash, "ALREADY_EXISTS", "source_volume_id")
-    await client(calls.DELETE_VOLUME, csi.DeleteVolumeRequest(volume_id=volume.volume_id))
-    restored = await client.create_from("restored", snapshot=snapshot.snapshot_id)
-    assert restored.capacity_bytes == GIB
-    assert restored.content_source.snapshot.snapshot_id == snapshot.snapshot_id
-    assert (client.data / "volumes" / restored.volume_id / "data" / "file").read_text() == "as it was"
-    larger = await client.create_from("larger", snapshot=snapshot.snapshot_id, required=2 * GIB)
-    assert larger.capacity_bytes == 2 * GIB
-    for _ in range(2):
-        await client(calls.DELETE_SNAPSHOT, csi.DeleteSnapshotRequest(snapshot_id=snapshot.snapshot_id))
-    assert await client.create_from("restored", snapshot=snapshot.snapshot_id) == restored
-    assert os.listdir(client.data / "snapshots") == []
-    assert os.listdir(client.data / "temp") == []
-
-
-async def test_clones(client: Client) -> None:
-    volume = await client.create("one", required=GIB)
-    (client.data / "volumes" / volume.volume_id / "data" / "file").write_text("text")
-    clone = await client.create_from("clone", volume=volume.volume_id)
-    assert clone.content_source.volume.volume_id == volume.volume_id
-    assert (client.data / "volumes" / clone.volume_id / "data" / "file").read_text() == "text"
-    for kind in ("volume", "snapshot"):
-        request = csi.CreateVolumeRequest(name="none", volume_capabilities=[capability()])
-        if kind == "volume":
-            request.volume_content_source.volume.volume_id = "unknown"
-        else:
-            request.volume_content_source.snapshot.snapshot_id = "unknown"
-        await client.refused(calls.CREATE_VOLUME, request, "NOT_FOUND", kind)
-    request = csi.CreateVolumeRequest(
-        name="small", volume_capabilities=[capability()], capacity_range=csi.CapacityRange(required_bytes=GIB - 1)
-    )
-    request.volume_content_source.volume.volume_id = volume.volume_id
-    await client.refused(calls.CREATE_VOLUME, request, "OUT_OF_RANGE", "source")
-    request.capacity_range.CopyFrom(csi.CapacityRange(limit_bytes=GIB - 1))
-    await client.refused(calls.CREATE_VOLUME, request, "OUT_OF_RANGE", "source")
-    request.volume_content_source.volume.volume_id = ""
-    await client.refused(calls.CREATE_VOLUME, request, "INVALID_ARGUMENT", "volume_content_source.volume.volume_id")
-
-
-async def test_snapshot_refusals_and_filters(client: Client) -> None:
-    first, second = await client.create("one"), await client.create("two")
-    ids = [(await client.snapshot(f"s{n}", (first, second)[n % 2].volume_id)).snapshot_id for n in range(5)]
-
-    async def listed(**fields: object) -> list[str]:
-        answer = await client(calls.LIST_SNAPSHOTS, csi.ListSnapshotsRequest(**fields))  # type: ignore[arg-type]
-        return [entry.snapshot.snapshot_id for entry in answer.entries]
-
-    assert await listed() == ids
-    assert await listed(source_volume_id=first.volume_id) == ids[::2]
-    assert await listed(snapshot_id=ids[1]) == ids[1:2]
-    assert await listed(snapshot_id=ids[1], source_volume_id=first.volume_id) == []
-    assert await listed(snapshot_id="unknown") == []
-    assert await listed(source_volume_id="unknown") == []
-    page = await client(calls.LIST_SNAPSHOTS, csi.ListSnapshotsRequest(max_entries=2, source_volume_id=first.volume_id))
-    assert await listed(starting_token=page.next_token, source_volume_id=first.volume_id) == ids[4:]
-    await client.refused(calls.LIST_SNAPSHOTS, csi.ListSnapshotsRequest(starting_token="x"), "ABORTED")
-    create, delete = calls.CREATE_SNAPSHOT, calls.DELETE_SNAPSHOT
-    await client.refused(create, csi.CreateSnapshotRequest(name="x"), "INVALID_ARGUMENT", "source_volume_id")
-    await client.refused(
-        create, csi.CreateSnapshotRequest(source_volume_id=first.volume_id), "INVALID_ARGUMENT", "name"
-    )
-    await client.refused(create, csi.CreateSnapshotRequest(name="x", source_volume_id="unknown"), "NOT_FOUND")
-    await client.refused(delete, csi.DeleteSnapshotRequest(), "INVALID_ARGUMENT", "snapshot_id")
-    await client(delete, csi.DeleteSnapshotRequest(snapshot_id="unknown"))

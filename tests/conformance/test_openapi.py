@@ -153,6 +153,9 @@ async def _claim_volumes(tourist: Tourist) -> None:
     index = first.headers["X-Nomad-Index"]
     await tourist.ask("POST", "/v1/allocations", asked)
     await tourist.ask("GET", f"/v1/allocation/{ALLOCATION}?index={index}&wait=2s")
+    for path in ("volume/csi/whole", f"allocation/{ALLOCATION}", f"node/{NODE}", f"plugin/csi/{PLUGIN}"):
+        await tourist.ask("GET", f"/v1/{path}/why")
+    await tourist.ask("GET", f"/v1/volumes/orphans?plugin_id={PLUGIN}")
     for path in ("/v1/allocations", f"/v1/node/{NODE}/allocations", "/v1/volume/csi/whole", "/v1/volumes?type=csi"):
         await tourist.ask("GET", path)
     await tourist.ask("GET", f"/v1/node/{NODE}/claims")

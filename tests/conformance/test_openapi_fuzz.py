@@ -29,6 +29,8 @@ from moorage.api.params import parse_duration_s
 
 EXAMPLES = 20
 ANSWER_S = 30.0
+# A page that takes seconds by design: it looks at a driver twice.
+SLOW = ("/v1/volumes/orphans",)
 # A read that waits is kept this long at most.
 WAIT = "10ms"
 VOLUMES = ("v1", "v2", "v3")
@@ -114,7 +116,7 @@ def test_answers_are_as_described(server: Program, api: Any, method: str, path: 
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(
-            max_examples=EXAMPLES,
+            max_examples=2 if path in SLOW else EXAMPLES,
             deadline=None,
             derandomize=True,
             database=None,

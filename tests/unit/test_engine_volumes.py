@@ -6,7 +6,7 @@ import anyio
 import pytest
 from engine_kit import NODE, PLUGIN, running_kit
 
-from moorage.errors import Conflict, DeadlineExceeded, NotFound, Rejected
+from moorage.errors import Conflict, DeadlineExceeded, NotFound, Rejected, Unavailable
 from moorage.model import steps
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
@@ -74,7 +74,7 @@ async def test_create_survives_restart_between_intent_and_call() -> None:
     store = MemoryStore()
     async with running_kit(store, request_s=0.2) as kit:
         kit.is_calling = False
-        with pytest.raises(Rejected, match="is not created yet"):
+        with pytest.raises(Unavailable, match="is not created yet"):
             await kit.service.registrations.create([a_volume("web")])
         assert kit.service.reads.find_volume("default", "web") is None
     async with running_kit(store) as kit:

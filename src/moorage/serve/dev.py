@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import anyio
 import anyio.abc
 
+from moorage import config
 from moorage.client.transport import CallTransport
-from moorage.errors import BadRequest
+from moorage.log import configure_logging
 from moorage.model.ids import PluginId
 from moorage.rules.plugins import measure_health
-from moorage.serve.node import NodeSettings, make_handle, start_node
-from moorage.serve.program import (
-    Body,
-    add_log_level,
-    add_plugins,
-    find_state_home,
-    make_private,
-    parse_plugins,
-    run_program,
-)
-from moorage.serve.server import Running, open_server
+from moorage.serve.node import choose_node, make_handle, start_node
+from moorage.serve.program import Body, add_plugins, choose_place, run_program
+from moorage.serve.server import Running, choose_engine, open_server
 
+PLUGIN_ID = "local"
 READY_POLL_S = 1.0
 
 
@@ -33,35 +26,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Run server, agent and the embedded driver for this host in one process tree. Prints `ready http://…` once it "
         "serves and the driver is healthy; SIGTERM or Ctrl-C stops it; mounted volumes stay mounted."
     )
-    parser.add_argument(
-        "--bind", default="127.0.0.1:4646", metavar="HOST:PORT", help="where to serve (port 0: a free one)"
-    )
-    parser.add_argument("--data-dir", type=Path, default=None, metavar="DIR", help="where records and volumes lie")
-    parser.add_argument("--plugin-id", default="local", metavar="NAME", help="the embedded driver's plugin ID")
+    config.add_flags(parser, "dev")
     add_plugins(parser)
-    add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
-    data_dir: Path = (args.data_dir or find_state_home() / "moorage" / "dev").absolute()
 
     def make_body() -> Body:
-        if not args.plugin_id or "/" in args.plugin_id:
-            raise BadRequest(f"--plugin-id {args.plugin_id!r}: a name without / is needed")
-        plugins = parse_plugins(args.plugin, taken=args.plugin_id)
-        settings = NodeSettings(data_dir=make_private(data_dir), embedded=args.plugin_id, plugins=plugins)
+        settings = config.load("dev", args)
+        configure_logging(settings.server.log_level)
+        plugin_id = settings.agent.plugin_id or PLUGIN_ID
+        data_dir = choose_place(settings.server.data_dir, "dev")
+        node = choose_node(settings, data_dir, flags=args.plugin, embedded=plugin_id)
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            async with open_server(args.bind, data_dir / "server") as server, anyio.create_task_group() as inner:
-                await start_node(inner, settings, CallTransport(make_handle(server.app)))
-                await _wait_healthy(server, PluginId(args.plugin_id))
+            running = open_server(settings.server.bind, data_dir / "server", choose_engine(settings))
+            async with running as server, anyio.create_task_group() as inner:
+                await start_node(inner, node, CallTransport(make_handle(server.app)))
+                await _wait_healthy(server, PluginId(plugin_id))
                 print(f"ready {server.url}", flush=True)
                 await anyio.sleep_forever()
 
         return body
 
-    return run_program("moorage dev", args, make_body)
+    return run_program("moorage dev", make_body)
 
 
 async def _wait_healthy(server: Running, plugin_id: PluginId) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,25 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
+from moorage import config
 from moorage.agent import main as agent
 from moorage.agent.host import describe_host
-from moorage.agent.ports import DriverSpec
+from moorage.agent.ports import AgentSettings, DriverSpec
+from moorage.agent.sockets import CSI_SOCKET
 from moorage.api.app import App
 from moorage.api.http import Request
 from moorage.client.api import Client
 from moorage.client.transport import Answer as ClientAnswer
 from moorage.client.transport import HttpTransport, Transport
+from moorage.config import DriverTable, Settings
 from moorage.errors import BadRequest
+from moorage.log import configure_logging
 from moorage.model.ids import PluginId
-from moorage.serve.drivers import ChildDriver, supervise
+from moorage.serve.drivers import RestartPolicy, SupervisedDriver, embed_driver, supervise
 from moorage.serve.program import (
     Body,
-    add_log_level,
     add_plugins,
-    find_state_home,
+    choose_place,
     make_private,
     parse_plugins,
     run_program,
@@ -43,11 +46,34 @@ DRIVER_LOOK_S = 0.02
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent's place and drivers: ``embedded`` is the plugin ID of the embedded driver, or empty for none."""
+    """An agent's place and drivers: ``embedded`` is the plugin ID of the embedded driver, or empty for none;
+    ``drivers`` are run here, ``plugins`` by somebody else, by plugin ID."""
 
     data_dir: Path
     embedded: str = ""
-    plugins: Mapping[PluginId, str] = {}
+    drivers: tuple[DriverTable, ...] = ()
+    plugins: Mapping[PluginId, DriverSpec] = {}
+    agent: AgentSettings = AgentSettings()
+
+
+def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], embedded: str) -> NodeSettings:
+    """What settings and ``--plugin`` flags say about this node. Raises BadRequest; makes the data directory."""
+    taken = {embedded, *(entry.name for entry in (*settings.driver, *settings.plugin))}
+    plugins = {PluginId(p.name): DriverSpec(socket=p.socket, role=p.role) for p in settings.plugin}
+    plugins |= {name: DriverSpec(socket=path) for name, path in parse_plugins(flags, taken=taken).items()}
+    given = settings.agent
+    chosen = AgentSettings(
+        clean_first_s=given.clean_first_s,
+        retry_cap_s=given.retry_cap_s,
+        mount_probe_s=given.mount_probe_s,
+        mount_hang_s=given.mount_hang_s,
+        plugin_dirs=tuple(os.path.abspath(path) for path in given.plugin_dirs),
+        plugin_gone_s=given.plugin_gone_s,
+        is_self_fencing=given.self_fence,
+    )
+    return NodeSettings(
+        data_dir=make_private(data_dir), embedded=embedded, drivers=settings.driver, plugins=plugins, agent=chosen
+    )
 
 
 def choose_socket(data_dir: Path, plugin_id: str) -> Path:
@@ -61,18 +87,45 @@ def choose_socket(data_dir: Path, plugin_id: str) -> Path:
 
 
 async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, transport: Transport) -> None:
-    """Start the embedded driver (if any) and the agent; returns once the server knows the node."""
+    """Start the drivers that are run here (if any) and the agent; returns once the server knows the node."""
     state_dir = make_private(settings.data_dir / "node")
     node = await anyio.to_thread.run_sync(describe_host, state_dir)
-    drivers = {name: DriverSpec(socket=path) for name, path in settings.plugins.items()}
+    drivers = dict(settings.plugins)
+    run_here = [_describe_driver(table, settings.data_dir) for table in settings.drivers]
+    for table, driver in zip(settings.drivers, run_here, strict=True):
+        drivers[PluginId(driver.name)] = DriverSpec(socket=str(driver.socket), role=table.role)
     if settings.embedded:
         socket = choose_socket(settings.data_dir, settings.embedded)
         make_private(socket.parent)
         data_dir = make_private(settings.data_dir / "drivers" / settings.embedded)
-        group.start_soon(supervise, ChildDriver(socket=socket, data_dir=data_dir, node_id=node.id))
+        run_here.append(embed_driver(settings.embedded, socket=socket, data_dir=data_dir, node_id=node.id))
         drivers[PluginId(settings.embedded)] = DriverSpec(socket=str(socket))
+    for driver in run_here:
+        group.start_soon(supervise, driver, name=f"driver {driver.name}")
+    if settings.embedded:
         await _wait_serving(socket)
-    await group.start(partial(agent.run, Client(transport), drivers, state_dir=state_dir, node=node))
+    run = partial(agent.run, settings=settings.agent, state_dir=state_dir, node=node)
+    await group.start(run, Client(transport), drivers)
+
+
+def _describe_driver(table: DriverTable, data_dir: Path) -> SupervisedDriver:
+    if table.socket:
+        socket = Path(table.socket)
+        socket.parent.mkdir(parents=True, exist_ok=True)
+    elif table.socket_dir:
+        socket = Path(table.socket_dir) / CSI_SOCKET
+        socket.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        socket = choose_socket(data_dir, table.name)
+        make_private(socket.parent)
+    if len(os.fsencode(socket)) > SOCKET_BYTES_MAX:
+        raise BadRequest(f"driver {table.name!r}: the socket path {socket} is longer than {SOCKET_BYTES_MAX} bytes")
+    restart = RestartPolicy(
+        first_s=table.restart_first_s, cap_s=table.restart_cap_s, steady_s=table.steady_s, stop_s=table.stop_s
+    )
+    return SupervisedDriver(
+        name=table.name, command=table.command, socket=socket, environment=table.environment, restart=restart
+    )
 
 
 async def _wait_serving(socket: Path) -> None:
@@ -107,32 +160,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Mount volumes on this host for a server. Stopping it disturbs no mounted volume; started again it goes on."
     )
-    address = os.environ.get("MOORAGE_ADDR") or os.environ.get("NOMAD_ADDR") or "http://127.0.0.1:4646"
-    parser.add_argument("--server", default=address, metavar="URL", help="the server (default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, default=None, metavar="DIR", help="where the agent keeps its state")
-    parser.add_argument(
-        "--plugin-id", default="", metavar="NAME", help="run the embedded driver too, by this plugin ID"
-    )
+    config.add_flags(parser, "agent")
     add_plugins(parser)
-    add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
-    data_dir: Path = (args.data_dir or find_state_home() / "moorage" / "agent").absolute()
 
     def make_body() -> Body:
-        plugins = parse_plugins(args.plugin, taken=args.plugin_id)
-        if not plugins and not args.plugin_id:
-            raise BadRequest("name at least one driver, by --plugin NAME=unix:///SOCKET or --plugin-id NAME")
-        settings = NodeSettings(data_dir=make_private(data_dir), embedded=args.plugin_id, plugins=plugins)
+        settings = config.load("agent", args)
+        configure_logging(settings.agent.log_level)
+        data_dir = choose_place(settings.agent.data_dir, "agent")
+        chosen = choose_node(settings, data_dir, flags=args.plugin, embedded=settings.agent.plugin_id)
+        if not (chosen.embedded or chosen.drivers or chosen.plugins or chosen.agent.plugin_dirs):
+            raise BadRequest(
+                "name at least one driver: by --plugin NAME=unix:///SOCKET, --plugin-id NAME or --plugin-dir DIR, or in "
+                "the settings"
+            )
+        server = settings.agent.server
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            transport = HttpTransport(args.server)
+            transport = HttpTransport(server)
             try:
                 async with anyio.create_task_group() as inner:
-                    await start_node(inner, settings, transport)
-                    print(f"ready {args.server}", flush=True)
+                    await start_node(inner, chosen, transport)
+                    print(f"ready {server}", flush=True)
                     await anyio.sleep_forever()
             finally:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(2):
@@ -140,4 +192,4 @@ def run(args: argparse.Namespace) -> int:
 
         return body
 
-    return run_program("moorage agent", args, make_body)
+    return run_program("moorage agent", make_body)

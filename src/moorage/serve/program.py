@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 import anyio
@@ -25,12 +25,6 @@ SWITCH_S = 0.0001
 Body = Callable[[anyio.abc.TaskGroup], Awaitable[None]]
 
 
-def add_log_level(parser: argparse.ArgumentParser) -> None:
-    """The flag that every program has."""
-    levels = ("debug", "info", "warning", "error")
-    parser.add_argument("--log-level", default="info", choices=levels, help="what to log, to stderr")
-
-
 def add_plugins(parser: argparse.ArgumentParser) -> None:
     """The flag for drivers that somebody else runs."""
     parser.add_argument(
@@ -42,14 +36,14 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_plugins(texts: Sequence[str], *, taken: str = "") -> dict[PluginId, str]:
+def parse_plugins(texts: Sequence[str], *, taken: Collection[str] = ()) -> dict[PluginId, str]:
     """Plugin IDs with their drivers' sockets. Raises BadRequest that names the argument."""
     plugins: dict[PluginId, str] = {}
     for text in texts:
         name, equals, endpoint = text.partition("=")
         if not name or "/" in name or not equals or not endpoint.startswith("unix:///"):
             raise BadRequest(f"--plugin {text!r} is not NAME=unix:///SOCKET")
-        if name == taken or name in plugins:
+        if name in taken or name in plugins:
             raise BadRequest(f"--plugin {text!r}: the plugin ID {name!r} is taken; give it another name")
         plugins[PluginId(name)] = endpoint.removeprefix("unix://")
     return plugins
@@ -58,6 +52,11 @@ def parse_plugins(texts: Sequence[str], *, taken: str = "") -> dict[PluginId, st
 def find_state_home() -> Path:
     """Where this user's programs keep their state."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+
+
+def choose_place(given: str, program: str) -> Path:
+    """The directory that settings name, or the program's own below this user's state."""
+    return Path(given).absolute() if given else (find_state_home() / "moorage" / program).absolute()
 
 
 def make_private(path: Path) -> Path:
@@ -74,20 +73,28 @@ def make_private(path: Path) -> Path:
     return path
 
 
-def run_program(name: str, args: argparse.Namespace, make_body: Callable[[], Body]) -> int:
-    """Run until SIGTERM or SIGINT. 0: stopped cleanly; 2: bad arguments; 1: could not start, or failed."""
-    configure_logging(args.log_level)
+def run_program(name: str, make_body: Callable[[], Body]) -> int:
+    """Run until SIGTERM or SIGINT. 0: stopped cleanly; 2: bad arguments or settings; 1: could not start, or failed.
+
+    ``make_body`` reads the settings and sets the level of the log, which is ``info`` until then.
+    """
+    configure_logging("info")
     # With the default of 5 ms a busy event loop starves the store's writer thread: commits took seconds.
     sys.setswitchinterval(SWITCH_S)
     found: list[MoorageError] = []
+    is_crashed = False
     try:
         anyio.run(_run_until_signal, make_body(), backend_options={"use_uvloop": True})
     except* MoorageError as group:
         found = _flatten(group)
+    except* Exception:
+        # Nobody foresaw it: the log has all of it, the record tells the next start where to go on.
+        log.exception("program.crashed", program=name)
+        is_crashed = True
     for error in found:
         print(f"{name}: {error.message}", file=sys.stderr)
-    if not found:
-        return 0
+    if is_crashed or not found:
+        return 1 if is_crashed else 0
     return 2 if isinstance(found[0], BadRequest) else 1
 
 

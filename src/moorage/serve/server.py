@@ -14,10 +14,15 @@ import anyio
 import anyio.abc
 import msgspec
 
+from moorage import config
 from moorage.api.app import App
+from moorage.config import Settings
+from moorage.engine.ports import EngineSettings
 from moorage.engine.service import Service
+from moorage.log import configure_logging
+from moorage.rules.nodes import FencingSettings
 from moorage.serve.http import address_of, open_socket, serve_http
-from moorage.serve.program import Body, add_log_level, find_state_home, make_private, run_program
+from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.state.feed import Feed
 from moorage.state.repo import Repo
 from moorage.state.sqlite import SqliteStore
@@ -57,7 +62,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def open_server(bind: str, data_dir: Path) -> AsyncIterator[Running]:
+async def open_server(bind: str, data_dir: Path, engine: EngineSettings | None = None) -> AsyncIterator[Running]:
     """A server that runs while the block does. Raises BadRequest, StoreUnavailable.
 
     The store is closed last, after everything that may still write to it has ended.
@@ -67,7 +72,7 @@ async def open_server(bind: str, data_dir: Path) -> AsyncIterator[Running]:
         store = await SqliteStore.open(make_private(data_dir) / "state.db")
         try:
             feed = Feed(store)
-            service = Service(Repo(store, feed), RealClock(), RealChance())
+            service = Service(Repo(store, feed), RealClock(), RealChance(), engine)
             app = App(service)
             async with anyio.create_task_group() as group:
                 await group.start(service.run)
@@ -84,23 +89,30 @@ async def open_server(bind: str, data_dir: Path) -> AsyncIterator[Running]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.description = "Keep the records and serve the API. Agents on the hosts that mount volumes register with it."
-    parser.add_argument(
-        "--bind", default="127.0.0.1:4646", metavar="HOST:PORT", help="where to serve (port 0: a free one)"
-    )
-    parser.add_argument("--data-dir", type=Path, default=None, metavar="DIR", help="where the records lie")
-    add_log_level(parser)
+    config.add_flags(parser, "server")
+
+
+def choose_engine(settings: Settings) -> EngineSettings:
+    """The engine's settings as the program's settings have them."""
+    given = settings.fencing
+    is_timed = given.takeover == "timeout"
+    fencing = FencingSettings(lease_s=given.lease_s, grace_s=given.grace_s, is_takeover_timed=is_timed)
+    return EngineSettings(fencing=fencing)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
-    data_dir: Path = (args.data_dir or find_state_home() / "moorage" / "server").absolute()
-
-    async def body(group: anyio.abc.TaskGroup) -> None:
-        async with open_server(args.bind, data_dir) as server:
-            print(f"ready {server.url}", flush=True)
-            await anyio.sleep_forever()
 
     def make_body() -> Body:
+        settings = config.load("server", args)
+        configure_logging(settings.server.log_level)
+        data_dir = choose_place(settings.server.data_dir, "server")
+
+        async def body(group: anyio.abc.TaskGroup) -> None:
+            async with open_server(settings.server.bind, data_dir, choose_engine(settings)) as server:
+                print(f"ready {server.url}", flush=True)
+                await anyio.sleep_forever()
+
         return body
 
-    return run_program("moorage server", args, make_body)
+    return run_program("moorage server", make_body)
