@@ -34,7 +34,7 @@ NAS = PluginId("nas")
 
 async def soon(is_so: Callable[[], object]) -> None:
     with anyio.fail_after(5):
-        while not is_so():  # noqa: ASYNC110
+        while not is_so():
             await anyio.sleep(0.005)
 
 
@@ -195,9 +195,15 @@ def test_what_is_at_a_path(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "directory")
     (tmp_path / "dead").symlink_to(tmp_path / "nothing")
-    found = {n: mounts.look_at(str(tmp_path / n), is_mounted=False) for n in ("directory", "link", "dead", "none")}
+    found = {
+        n: mounts.look_at(str(tmp_path / n), is_mounted=False, is_dead=n == "dead")
+        for n in ("directory", "link", "dead", "none")
+    }
     assert found == {"directory": "plain", "link": "link", "dead": "broken", "none": "absent"}
     assert mounts.look_at(str(tmp_path / "directory"), is_mounted=True) == "mount"
+    assert mounts.look_at(str(tmp_path / "directory"), is_mounted=True, is_dead=True) == "broken"
+    paths = [str(tmp_path / n) for n in ("directory", "link", "dead", "none")]
+    assert mounts.find_standing(MemoryMounter(), paths) == {str(tmp_path / "link"), str(tmp_path / "dead")}
 
 
 def test_what_is_at_a_target(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class Acts:
     async def _cut(self, path: str) -> None:
         """The last resort of a fence: the driver does not take its mount away, so that no new writer may find it."""
         mounter = self._room.mounter
-        if self._room.fence.stage == "kill" and await self._lane.run(lambda: mounter.find_mounted([path])):
+        if self._room.fence.stage == "kill" and await self._lane.run(lambda: bool(mounter.find_mounted([path]))):
             await self._lane.run(lambda: mounter.unmount(path))
             log.error("mount.cut", path=path, plugin=self._disk.plugin_id)
 

@@ -8,7 +8,7 @@ Never: decides (``rules.mounts`` does); overlaps two actions of one disk.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import anyio
 import msgspec
@@ -52,6 +52,7 @@ class DiskWorker:
         self._room = room
         self._lane = Lane(timeout_s=room.settings.look_timeout_s)
         self._acts = Acts(disk, room, self._lane, self._report)
+        self._is_told = False
         self._broken: Mapping[ClaimId, str] = {}
         self._pauses: dict[ClaimId, _Pause] = {}
         self._reported: dict[ClaimId, Report] = {}
@@ -98,6 +99,7 @@ class DiskWorker:
             if _course(assignments.get(claim_id)) != _course(self.assignments.get(claim_id)):
                 del self._pauses[claim_id]
         self._reported = {i: r for i, r in self._reported.items() if i in assignments}
+        self._is_told = True
         self.assignments = self._acts.assignments = assignments
         self._news.set()
 
@@ -114,6 +116,10 @@ class DiskWorker:
         """Work until there is nothing left to do or to watch."""
         while not self.is_idle:
             self._news = anyio.Event()
+            if not self._is_told and not self._room.fence.is_fenced:
+                # Begun by a fence that was lifted before the server ever said which claims are its own.
+                await self._news.wait()
+                continue
             try:
                 view = self._view(await self._look())
             except (OSError, DeadlineExceeded) as e:

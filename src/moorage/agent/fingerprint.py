@@ -16,11 +16,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 import structlog
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from moorage.agent.journal import write_whole
 from moorage.agent.link import Link
-from moorage.agent.ports import AgentSettings, Chance, Clock, Driver, DriverSpec
+from moorage.agent.ports import AgentSettings, Chance, Clock, Driver, DriverSpec, Role
 from moorage.client.api import Client, retry_delay_s
 from moorage.errors import MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.ids import NodeId, PluginId
@@ -44,14 +44,17 @@ class Fingerprints:
         clock: Clock,
         settings: AgentSettings,
     ) -> None:
-        self._drivers = drivers
-        self._specs = specs
+        self._drivers = dict(drivers)
+        self._specs = dict(specs)
         self._node_id = node_id
         self._file = file
         self._clock = clock
         self._settings = settings
         self._instances: dict[PluginId, Instance] = {}
         self._unasked = set(drivers)
+        self._known: dict[PluginId, Instance] = {}
+        self._scopes: dict[PluginId, anyio.CancelScope] = {}
+        self._group: TaskGroup | None = None
         self._changed = anyio.Event()
         self.on_change: Callable[[PluginId], None] = lambda plugin_id: None
 
@@ -62,16 +65,46 @@ class Fingerprints:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Probe all drivers, for ever. Started once what was known of them is read."""
-        known = await anyio.to_thread.run_sync(_load, self._file)
+        self._known = await anyio.to_thread.run_sync(_load, self._file)
         for plugin_id in self._drivers:
-            last = known.get(plugin_id) or Instance(node_id=self._node_id, healthy=False)
-            sick = replace(last, node_id=self._node_id, healthy=False, health_description="not asked yet")
-            self._instances[plugin_id] = sick
+            self._instances[plugin_id] = self._not_asked(plugin_id)
         task_status.started()
         async with anyio.create_task_group() as group:
+            self._group = group
             for plugin_id in self._drivers:
-                group.start_soon(self._watch, plugin_id, name=f"probe of {plugin_id}")
+                self._start(group, plugin_id)
             group.start_soon(self._keep, name="instances on disk")
+
+    def add(self, plugin_id: PluginId, spec: DriverSpec, driver: Driver) -> None:
+        """Probe one more driver from now on; ``run`` is running."""
+        assert self._group is not None
+        self._drivers[plugin_id], self._specs[plugin_id] = driver, spec
+        self._instances[plugin_id] = self._not_asked(plugin_id)
+        self._unasked.add(plugin_id)
+        self._start(self._group, plugin_id)
+
+    def remove(self, plugin_id: PluginId) -> None:
+        """Probe it no more, and forget its instance; what it could do is kept for its return."""
+        self._scopes.pop(plugin_id).cancel()
+        self._known[plugin_id] = self._instances.pop(plugin_id)
+        del self._drivers[plugin_id], self._specs[plugin_id]
+        self._unasked.discard(plugin_id)
+        self.on_change(plugin_id)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _not_asked(self, plugin_id: PluginId) -> Instance:
+        last = self._known.get(plugin_id) or Instance(node_id=self._node_id, healthy=False)
+        return replace(last, node_id=self._node_id, healthy=False, health_description="not asked yet")
+
+    def _start(self, group: TaskGroup, plugin_id: PluginId) -> None:
+        scope = self._scopes[plugin_id] = anyio.CancelScope()
+
+        async def watch() -> None:
+            with scope:
+                await self._watch(plugin_id)
+
+        group.start_soon(watch, name=f"probe of {plugin_id}")
 
     async def _watch(self, plugin_id: PluginId) -> None:
         settings, socket = self._settings, self._specs[plugin_id].socket
@@ -93,7 +126,8 @@ class Fingerprints:
             try:
                 facts = await self._drivers[plugin_id].probe(timeout_s=timeout_s)
                 if facts.is_ready:
-                    now = facts.to_instance(self._node_id, now_ns=self._clock())
+                    told = facts.to_instance(self._node_id, now_ns=self._clock())
+                    now = _cast(told, self._specs[plugin_id].role)
                 else:
                     text = facts.health_description
             except MoorageError as e:
@@ -154,6 +188,25 @@ class Fingerprints:
             async with anyio.create_task_group() as group:
                 group.start_soon(_first, changed.wait, group.cancel_scope.cancel)
                 group.start_soon(_first, lambda epoch=epoch: link.wait_epoch(epoch), group.cancel_scope.cancel)
+
+
+def _cast(told: Instance, role: Role) -> Instance:
+    """The instance in its role; sick where it does not serve what the role takes."""
+    controller = None if role == "node" else told.controller
+    node = None if role == "controller" else told.node
+    missing = [
+        name
+        for name, served, roles in (
+            ("controller", controller, ("controller", "monolith")),
+            ("node", node, ("node", "monolith")),
+        )
+        if served is None and role in roles
+    ]
+    cast = replace(told, controller=controller, node=node)
+    if missing:
+        text = f"its role is {role}, yet it does not serve the {' and the '.join(missing)} service"
+        return replace(cast, healthy=False, health_description=text)
+    return cast
 
 
 async def _first(wait: Callable[[], Awaitable[object]], then: Callable[[], None]) -> None:

@@ -17,16 +17,21 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from moorage.agent.disk import Room
+from moorage.agent.acts import Room
+from moorage.agent.fencing import SelfFence, read_ticks
 from moorage.agent.fingerprint import Fingerprints
+from moorage.agent.holders import HolderSearch
 from moorage.agent.host import describe_host
 from moorage.agent.host_mounts import HostMounter
 from moorage.agent.journal import Journal
 from moorage.agent.link import Link
-from moorage.agent.ports import AgentSettings, Chance, Clock, Connect, Driver, DriverSpec, Mounter
+from moorage.agent.plugins import Plugins
+from moorage.agent.ports import AgentSettings, Chance, Clock, Connect, Driver, DriverSpec, Mounter, Ticks
+from moorage.agent.probes import Ask, MountProbes, ask_mount
 from moorage.agent.reporter import Reporter
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
@@ -57,6 +62,8 @@ class Surroundings:
     mounter: Mounter | None = None
     clock: Clock = time.time_ns
     random: Chance = chance.random
+    ticks: Ticks = read_ticks
+    ask_mount: Ask = ask_mount
 
 
 async def run(
@@ -80,14 +87,19 @@ async def run(
     uses, stagings = await anyio.to_thread.run_sync(journal.load)
     if node is None:
         node = await anyio.to_thread.run_sync(describe_host, state_dir)
-    opened = {plugin_id: around.connect(plugin_id, spec) for plugin_id, spec in drivers.items()}
-    agent = _Agent(client, node, opened, settings=settings, around=around)
+    node = msgspec.structs.replace(node, is_self_fencing=settings.is_self_fencing)
+    plugins = Plugins(around.connect, drivers, settings)
+    fence = SelfFence(
+        is_on=settings.is_self_fencing, file=state_dir / "lease.json", boot_id=node.boot_id, ticks=around.ticks,
+        look_s=settings.fence_look_s,
+    )  # fmt: skip
+    await fence.load()
     try:
-        for driver in opened.values():
-            await driver.open()
+        await plugins.open()
+        agent = _Agent(client, node, plugins, fence, settings=settings, around=around)
         async with anyio.create_task_group() as group:
             fingerprints = Fingerprints(
-                opened, drivers, node_id=node.id, file=state_dir / "instances.json", clock=around.clock,
+                plugins.drivers, plugins.specs, node_id=node.id, file=state_dir / "instances.json", clock=around.clock,
                 settings=settings,
             )  # fmt: skip
             volumes = Volumes(group)
@@ -96,10 +108,13 @@ async def run(
                 boot_id=node.boot_id,
                 journal=journal,
                 mounter=around.mounter or HostMounter(),
-                drivers=opened,
-                node_slots={p: anyio.CapacityLimiter(settings.node_calls_max) for p in opened},
+                drivers=plugins.drivers,
+                node_slots=plugins.node_slots,
                 find_node_info=fingerprints.find_node_info,
                 reporter=agent.reporter,
+                probes=MountProbes(pause_s=settings.mount_probe_s, hang_s=settings.mount_hang_s, ask=around.ask_mount),
+                holders=HolderSearch(timeout_s=settings.holders_s),
+                fence=fence,
                 clock=around.clock,
                 random=around.random,
                 settings=settings,
@@ -107,11 +122,14 @@ async def run(
             )
             volumes.prepare(room, uses, stagings)
             fingerprints.on_change = volumes.retry_plugin
+            fence.on_fence, fence.on_lift = volumes.fence, volumes.lift
+            group.start_soon(lambda: fence.run(room.holders, volumes.list_written), name="fence")
+            probes = room.probes
+            group.start_soon(lambda: probes.run(volumes.list_published, volumes.note_change), name="broken mounts")
             await agent.run(group, volumes, fingerprints, task_status=task_status)
     finally:
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            for driver in opened.values():
-                await driver.close()
+            await plugins.close()
 
 
 class _Sink:
@@ -133,12 +151,13 @@ class _Sink:
 
 class _Agent:
     def __init__(
-        self, client: Client, node: Node, drivers: Mapping[PluginId, Driver], *, settings: AgentSettings,
+        self, client: Client, node: Node, plugins: Plugins, fence: SelfFence, *, settings: AgentSettings,
         around: Surroundings,
     ) -> None:  # fmt: skip
         self._client = client
         self._node = node
-        self._drivers = drivers
+        self._plugins = plugins
+        self._fence = fence
         self._settings = settings
         self._around = around
         self._link = Link()
@@ -151,8 +170,8 @@ class _Agent:
         await group.start(fingerprints.run)
         group.start_soon(self.reporter.run, name="reports")
         group.start_soon(self._follow_claims, volumes, name="claims")
-        await self._clean(volumes)
-        lease_s = await self._register_first()
+        group.start_soon(lambda: self._plugins.run(fingerprints, volumes.is_used), name="plugin directories")
+        lease_s = await self._register_first(volumes)
         log.info("node.registered", node=self._node.id, name=self._node.name, lease_s=lease_s)
         group.start_soon(self._keep_lease, lease_s, volumes, name="lease")
         group.start_soon(self._follow_steps, group, name="steps")
@@ -162,26 +181,33 @@ class _Agent:
 
     # -- lease -------------------------------------------------------------------------------------------------------
 
-    async def _clean(self, volumes: Volumes) -> None:
-        with anyio.move_on_after(self._settings.clean_first_s) as scope:
+    async def _clean(self, volumes: Volumes) -> bool:
+        """Wait until nothing is mounted that the server does not have; False when that takes too long."""
+        with anyio.move_on_after(self._settings.clean_first_s):
             await volumes.wait_clean()
-        if scope.cancelled_caught:
-            log.error("mounts.left", disks=volumes.list_orphans(), waited_s=self._settings.clean_first_s)
+            return True
+        log.error("mounts.left", disks=volumes.list_orphans(), waited_s=self._settings.clean_first_s)
+        return False
 
-    async def _register_first(self) -> float:
+    async def _register_first(self, volumes: Volumes) -> float:
+        """Register once everything is clean. What cannot be unmounted keeps a node away only if the server had lost
+        it: then somebody else may have been given the volume."""
         failures = 0
         while True:
+            is_clean = await self._clean(volumes)
             try:
-                return await self._register(is_clean=True)
+                return await self._register(is_clean=is_clean)
             except (Unavailable, Rejected) as e:
                 failures += 1
                 self._link.note_fault(e)
                 await anyio.sleep(retry_delay_s(failures, self._around.random()))
 
     async def _register(self, *, is_clean: bool) -> float:
+        sent_s = self._fence.now_s()
         registered = await self._client.register_node(self._node, is_clean=is_clean)
         self._link.note_registered()
         self._registered.set()
+        await self._fence.renewed(sent_s, registered)
         return registered.lease_s
 
     async def _keep_lease(self, lease_s: float, volumes: Volumes) -> None:
@@ -207,7 +233,8 @@ class _Agent:
         self._link.note_fault(Unavailable("the server had lost this node"))
         answer = await self._client.wait_claims(self._node.id, 0, 0.0)
         volumes.assign(answer.claims)
-        await self._clean(volumes)
+        if not await self._clean(volumes):
+            raise Unavailable("something is still mounted here that the server gave away")
         return await self._register(is_clean=True)
 
     # -- standing queries --------------------------------------------------------------------------------------------
@@ -235,7 +262,9 @@ class _Agent:
 
     async def _follow_steps(self, group: TaskGroup) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s
-        workers = StepWorkers(group, self._drivers, self.reporter, clock=self._around.clock, settings=self._settings)
+        workers = StepWorkers(
+            group, self._plugins.drivers, self.reporter, clock=self._around.clock, settings=self._settings
+        )
 
         async def fetch(index: int) -> StepAssignments:
             return await self._client.wait_steps(node_id, index, wait_s)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterable
 
 import anyio
@@ -71,17 +72,17 @@ class MountProbes:
         """Probe many paths in one thread; returns those that answered. The first that is slow is left to others, and
         with it the rest."""
         answered: set[str] = set()
-        is_dropped = False
+        dropped = threading.Event()
 
         def work() -> None:
             for path in paths:
-                if is_dropped:
+                if dropped.is_set():
                     return
                 if path in self._busy:
                     continue
                 self._busy[path] = begun_s
                 error = self._ask_one(path)
-                if is_dropped:
+                if dropped.is_set():
                     return
                 answered.add(path)
                 if error:
@@ -90,7 +91,7 @@ class MountProbes:
         begun_s = anyio.current_time()
         with anyio.move_on_after(SWEEP_S):
             await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
-        is_dropped = True
+        dropped.set()
         return answered
 
     async def run(self, list_watched: Callable[[], Iterable[str]], on_change: Callable[[str], None]) -> None:

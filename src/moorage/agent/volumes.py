@@ -12,7 +12,8 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from moorage.agent.disk import DiskWorker, Room
+from moorage.agent.acts import Room
+from moorage.agent.disk import DiskWorker
 from moorage.model.assignment import ClaimAssignment
 from moorage.model.ids import ClaimId, PluginId
 from moorage.rules.mount_records import Disk, Staging, Use
@@ -35,8 +36,10 @@ class Volumes:
     def prepare(self, room: Room, uses: Iterable[Use], stagings: Iterable[Staging]) -> None:
         """Take what the journal has; nothing is done yet."""
         self._room = room
-        for entry in (*uses, *stagings):
-            self._worker(entry.disk).take(entry)
+        for use in uses:
+            self._worker(use.disk).take(use)
+        for staging in stagings:
+            self._worker(staging.disk).take(staging)
 
     def assign(self, assignments: Iterable[ClaimAssignment]) -> None:
         """Take the server's whole list of this node's claims, and wake whom it concerns."""

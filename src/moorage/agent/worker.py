@@ -44,7 +44,8 @@ class StepWorkers:
         self._drivers = drivers
         self._reporter = reporter
         self._clock = clock
-        self._slots = {p: anyio.CapacityLimiter(settings.controller_calls_max) for p in drivers}
+        self._calls_max = settings.controller_calls_max
+        self._slots: dict[PluginId, anyio.CapacityLimiter] = {}
         self._queues: dict[str, deque[StepAssignment]] = {}
         self._in_hand: dict[str, Revision] = {}
         self._reported: dict[str, tuple[Revision, float]] = {}
@@ -100,7 +101,7 @@ class StepWorkers:
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
         plugin_id = assignment.plugin_id
-        slots = self._slots.setdefault(plugin_id, anyio.CapacityLimiter(1))
+        slots = self._slots.setdefault(plugin_id, anyio.CapacityLimiter(self._calls_max))
         async with slots:
             outcome = await call_driver(
                 self._drivers.get(plugin_id), assignment.step, timeout_s=assignment.timeout_s, clock=self._clock

@@ -49,6 +49,7 @@ REFUSALS: tuple[tuple[int, str, bool], ...] = (
     (409, "A record stands against it: in use, held by another, cannot change.", False),
     (413, "The body is too long.", True),
     (414, "The path and query are too long.", True),
+    (431, "The headers are too many or too long.", True),
     (
         500,
         "Refused or failed; the text says why. Nearly every refusal in plain text has this status, as recorded.",

@@ -175,9 +175,13 @@ def _describe(command: Command, args: argparse.Namespace) -> str:
         "delete": "deleting",
         "mount": "mounting",
         "umount": "unmounting",
+        "why": "explaining",
+        "orphans": "looking for",
     }.get(verb, f"{verb}ing")
     what = {"alloc": "allocation", "mount": "volume", "umount": "of"}.get(command.words[0], command.words[-2:][0])
     if command.words[0] == "umount":
         what = ""
+    if verb == "orphans":
+        what = "orphans"
     subject: Any = next((getattr(args, name) for name in ("subject", "volume", "plugin") if hasattr(args, name)), None)
     return " ".join(str(part) for part in (doing, what, subject) if part)

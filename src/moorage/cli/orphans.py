@@ -62,7 +62,7 @@ def _show(session: Session, plugins: list[Row]) -> None:
         if plugin.get("Error"):
             output.note(f"Error listing volumes at the driver of plugin {name}: {plugin['Error']}")
         found = [row for kind in (_find_orphans, _find_lost, _find_doubles, _find_leaks) for row in kind(plugin)]
-        output.line(f"Plugin {name}: {plugin.get('VolumesListed', 0)} volumes at the driver, {len(found)} findings")
+        output.line(f"Plugin {name}: volumes at the driver: {plugin.get('VolumesListed', 0)}, findings: {len(found)}")
         if found:
             output.table(("Finding", "External ID", "Volume", "What It Means"), found)
 

@@ -52,7 +52,7 @@ class Service:
         self.allocations = Allocations(repo, self.reads, clock, chance)
         self.leases = Leases(repo, self.reads, clock, self.settings.fencing, allocations=self.allocations, hook=hook)
         self.nodes = Nodes(repo, self.reads, self.reconciler, clock=clock, settings=self.settings, leases=self.leases)
-        self.why = Why(repo, self.reads, self.reconciler, clock, self.settings, leases=self.leases)
+        self.why = Why(repo, self.reads, self.reconciler, clock, settings=self.settings, leases=self.leases)
         self.orphans = Orphans(repo, self.reads, self.listings)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -41,8 +41,8 @@ class Why:
         reads: Reads,
         reconciler: Reconciler,
         clock: Clock,
-        settings: EngineSettings,
         *,
+        settings: EngineSettings,
         leases: Leases,
     ) -> None:
         self._repo = repo

@@ -285,6 +285,11 @@ def name_holders(holders: Iterable[Holder]) -> str:
     return f"allocation {first.allocation_id}{name} on node {where}{since(first.since_ns)}{more}"
 
 
+def count(number: int, what: str) -> str:
+    """``1 volume``, ``2 volumes``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def join_states(volumes: Mapping[str, str]) -> str:
     """``a (creating), b (attaching) and 3 more`` of volumes and their states."""
     listed = [f"{name} ({state})" for name, state in sorted(volumes.items())]

@@ -16,6 +16,7 @@ from moorage.rules.why import (
     Explanation,
     Holder,
     command,
+    count,
     cut,
     cut_commands,
     describe_instance,
@@ -59,7 +60,7 @@ def explain_plugin(case: PluginCase, *, now_ns: int) -> Explanation:
     own = ("why", case.plugin_id, "-kind", "plugin")
     commands = [c for c in commands if c != command(c.why, *own)]
     if case.waiting:
-        blocks.append(f"{len(case.waiting)} volumes are at work that takes it: {join_states(case.waiting)}")
+        blocks.append(f"volumes at work that takes it: {join_states(case.waiting)}")
     began = min((i.updated_at_ns for i in sick), default=plugin.modified_at_ns if plugin else 0)
     return Explanation(
         kind="plugin",
@@ -84,13 +85,14 @@ def _describe(case: PluginCase, instance: Instance) -> str:
 def _summarize(case: PluginCase, state: str, sick: list[Instance]) -> str:
     name = f'plugin "{case.plugin_id}"'
     if case.plugin is None:
-        return f"{name} is not known: no agent reports a driver of that ID, and {len(case.waiting)} volumes wait for it"
-    count = len(case.plugin.instances)
+        named = count(len(case.waiting), "volume")
+        return f"{name} is not known: no agent reports a driver of that ID, and {named} of it are registered"
+    total = len(case.plugin.instances)
     if state == READY:
-        return f"{name} is ready: all {count} instances are healthy"
+        return f"{name} is ready: {count(total, 'healthy instance')}"
     first = f"; {_describe(case, sick[0])}" if sick else ""
     if state == "degraded":
-        return f"{name} serves, but {len(sick)} of {count} instances are not healthy{first}"
+        return f"{name} serves, but {len(sick)} of {count(total, 'instance')} not healthy{first}"
     health = measure_health(case.plugin)
     nodes = f"{health.nodes_healthy} of {health.nodes_expected} nodes"
     controllers = f"{health.controllers_healthy} of {health.controllers_expected} controllers"
@@ -124,15 +126,15 @@ def explain_node(case: NodeCase, *, now_ns: int) -> Explanation:
         state, text = "initializing", "has not finished to register: its agent has not said yet that it is there"
         blocks.insert(0, "the agent's registration is awaited")
     elif node.wanted != "active":
-        left = f"{len(holders)} uses are still there, first {name_holders(holders)}" if holders else "nothing is left"
-        going = "; they are released one by one" if holders and node.wanted == "draining" else ""
+        left = f"still in use by {name_holders(holders)}" if holders else "nothing is left on it"
+        going = "; running ones are released one by one" if node.wanted == "draining" else "; running ones stay"
         state, text = node.wanted, f"is {node.wanted}, it takes no new uses: {left}"
-        blocks.insert(0, f"no use starts on it; {left}{going}")
+        blocks.insert(0, f"no use starts on it{going}")
         commands.insert(0, command("takes uses again", "node", "drain", "-disable", node.id))
     elif sick:
-        state, text = "unhealthy", f"is there, but {len(sick)} of {len(case.instances)} drivers are not healthy"
+        state, text = "unhealthy", f"is there, but {len(sick)} of {count(len(case.instances), 'driver')} not healthy"
     else:
-        state, text = READY, f"is ready and holds {len(holders)} volumes"
+        state, text = READY, f"is ready and holds {count(len(holders), 'volume')}"
     return Explanation(
         kind="node",
         id=node.id,
@@ -163,9 +165,9 @@ def _explain_lost(case: NodeCase, holders: tuple[Holder, ...], where: str, *, no
             blocks += find_evidence_texts(node)
         if len(times) > stuck:
             first = format_time(min(t for t in times if t))
-            blocks.append(f"{len(times) - stuck} claims are freed by time alone, the first at {first}")
+            blocks.append(f"time alone frees {count(len(times) - stuck, 'claim')}, the first at {first}")
         commands.insert(0, make_fence_command(node))
-    held = f"; it holds {len(holders)} volumes" if holders else "; it holds nothing"
+    held = f"; it holds {count(len(holders), 'volume')}" if holders else "; it holds nothing"
     blocks += [f'volume "{h.volume_id}" is held by {name_holders([h])} as {h.mode}' for h in holders]
     return Explanation(
         kind="node",

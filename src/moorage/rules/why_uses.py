@@ -43,7 +43,9 @@ def explain_allocation(case: AllocationCase, *, now_ns: int) -> Explanation:
     return _explain_between(case)
 
 
-def _make(case: AllocationCase, state: str, summary: str, found: Findings, worst: Story | None = None) -> Explanation:
+def _make(
+    case: AllocationCase, state: str, summary: str, found: Findings, *, worst: Story | None = None
+) -> Explanation:
     allocation = case.allocation
     name = f' ("{allocation.name}")' if allocation.name else ""
     began = worst.since_ns if worst else allocation.modified_at_ns
@@ -79,7 +81,7 @@ def _explain_under_way(case: AllocationCase, stories: list[Story], worst: Story)
     claim_case = case.claims[stories.index(worst)]
     text = f'waits for volume "{claim_case.claim.volume_id}", which {worst.doing}: {worst.findings.blocks[0]}'
     show = command("shows the use with what happened to it", "alloc", "status", case.allocation.id)
-    return _make(case, worst.state, text, _gather(case, stories) + Findings(commands=(show,)), worst)
+    return _make(case, worst.state, text, _gather(case, stories) + Findings(commands=(show,)), worst=worst)
 
 
 def _explain_end(case: AllocationCase, stories: list[Story], worst: Story | None) -> Explanation:
@@ -91,7 +93,7 @@ def _explain_end(case: AllocationCase, stories: list[Story], worst: Story | None
         blocks.append("all its volumes are released" if not case.claims else "its volumes are about to be released")
     show = command("shows what happened to it", "alloc", "status", allocation.id)
     found = Findings(blocks=tuple(blocks)) + _gather(case, stories) + Findings(commands=(show,))
-    made = _make(case, allocation.status, f"{verb}{said}", found, worst)
+    made = _make(case, allocation.status, f"{verb}{said}", found, worst=worst)
     return msgspec.structs.replace(made, since_ns=allocation.finished_at_ns or made.since_ns)
 
 

@@ -58,7 +58,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], embedded: str) -> NodeSettings:
     """What settings and ``--plugin`` flags say about this node. Raises BadRequest; makes the data directory."""
-    taken = {embedded, *(entry.name for entry in (*settings.driver, *settings.plugin))}
+    taken = {embedded, *(driver.name for driver in settings.driver), *(plugin.name for plugin in settings.plugin)}
     plugins = {PluginId(p.name): DriverSpec(socket=p.socket, role=p.role) for p in settings.plugin}
     plugins |= {name: DriverSpec(socket=path) for name, path in parse_plugins(flags, taken=taken).items()}
     given = settings.agent
@@ -174,8 +174,8 @@ def run(args: argparse.Namespace) -> int:
         chosen = choose_node(settings, data_dir, flags=args.plugin, embedded=settings.agent.plugin_id)
         if not (chosen.embedded or chosen.drivers or chosen.plugins or chosen.agent.plugin_dirs):
             raise BadRequest(
-                "name at least one driver: by --plugin NAME=unix:///SOCKET, --plugin-id NAME or --plugin-dir DIR, or in "
-                "the settings"
+                "name at least one driver, by --plugin NAME=unix:///SOCKET, --plugin-id NAME or --plugin-dir DIR, "
+                "or in the settings"
             )
         server = settings.agent.server
 

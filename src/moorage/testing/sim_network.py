@@ -1,0 +1,118 @@
+"""The network between agents, users and the server: delays, lost requests, lost answers, doubles, partitions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from moorage.client.api import WAIT_SLACK, Client
+from moorage.engine.service import Service
+from moorage.errors import Unavailable
+from moorage.model.assignment import ClaimAssignments, NodeRegistered, Report, StepAssignments
+from moorage.model.ids import NodeId, PluginId
+from moorage.model.node import Node
+from moorage.model.plugin import Instance
+
+if TYPE_CHECKING:
+    from moorage.testing.sim_hosts import Host
+    from moorage.testing.sim_world import World
+
+Result = TypeVar("Result")
+Act = Callable[[Service], Awaitable[Result]]
+CALL_TIMEOUT_S = 3.0
+
+
+class Network:
+    """Carries requests to the server."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._random = random.Random(f"network/{world.seed}")
+
+    def _roll(self, rate: float) -> bool:
+        return self._world.roll(self._random, rate)
+
+    async def ask(self, host: Host | None, act: Act[Result], *, timeout_s: float, is_write: bool = False) -> Result:
+        """What the server answers. ``host`` None: a user, whom no partition cuts off. Raises Unavailable and what
+        the server says; when it raises Unavailable the request may have been carried out, or may yet be."""
+        trouble = self._world.schedule.network
+        with anyio.move_on_after(timeout_s):
+            await anyio.sleep(self._random.uniform(0.0, trouble.delay_s))
+            if self._is_cut(host) or self._roll(trouble.request_lost):
+                await self._fail_slowly("no route to the server")
+            if is_write and self._roll(trouble.late):
+                self._world.spawn(lambda: self._deliver_late(act, self._random.uniform(0.0, trouble.late_s)))
+                await self._fail_slowly("connection broken")
+            if is_write and self._roll(trouble.doubled):
+                self._world.spawn(lambda: self._deliver_late(act, self._random.uniform(0.0, 0.5)))
+            result = await self._world.server.ask(act)
+            await anyio.sleep(self._random.uniform(0.0, trouble.delay_s))
+            if self._is_cut(host) or self._roll(trouble.answer_lost):
+                await self._fail_slowly("connection broken")
+            return result
+        raise Unavailable("the server does not answer")
+
+    def _is_cut(self, host: Host | None) -> bool:
+        return host is not None and host.is_cut
+
+    async def _fail_slowly(self, text: str) -> None:
+        """Some lost packets are noticed at once, others only by a timeout."""
+        if self._random.random() < 0.5:
+            await anyio.sleep_forever()
+        raise Unavailable(text)
+
+    async def _deliver_late(self, act: Act[Any], pause_s: float) -> None:
+        await anyio.sleep(pause_s)
+        try:
+            await self._world.server.ask(act)
+        except Exception as error:  # noqa: BLE001 - nobody waits for this answer
+            self._world.history.note("network", f"late request: {error!r}")
+
+
+class SimClient(Client):
+    """The agent's client over the simulated network. ``lies_clean``: a planted defect (see ``sim_defects``)."""
+
+    def __init__(self, network: Network, host: Host) -> None:
+        self._network = network
+        self._host = host
+
+    async def register_node(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
+        """See ``Client``."""
+        is_clean = is_clean or self._host.is_lying_clean
+
+        async def act(service: Service) -> NodeRegistered:
+            return await service.nodes.register(node, is_clean=is_clean)
+
+        return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
+
+    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
+        """See ``Client``."""
+        await self._network.ask(
+            self._host, lambda s: s.nodes.report_plugins(node_id, instances), timeout_s=CALL_TIMEOUT_S, is_write=True
+        )
+
+    async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:
+        """See ``Client``."""
+        told = tuple(reports)
+        await self._network.ask(
+            self._host, lambda s: s.nodes.report(node_id, told), timeout_s=CALL_TIMEOUT_S, is_write=True
+        )
+
+    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float) -> StepAssignments:
+        """See ``Client``."""
+        return await self._network.ask(
+            self._host,
+            lambda s: s.nodes.wait_steps(node_id, index=index, wait_s=wait_s),
+            timeout_s=wait_s * WAIT_SLACK + CALL_TIMEOUT_S,
+        )
+
+    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float) -> ClaimAssignments:
+        """See ``Client``."""
+        return await self._network.ask(
+            self._host,
+            lambda s: s.nodes.wait_claims(node_id, index=index, wait_s=wait_s),
+            timeout_s=wait_s * WAIT_SLACK + CALL_TIMEOUT_S,
+        )

@@ -1,0 +1,102 @@
+"""The whole agent on a node that the server had lost: it lets go of what is not its own, and then comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from agent_kit import FAST, NODE, A, B, World
+
+from moorage.model import steps
+from moorage.model.claim import NodeDetached
+from moorage.model.ids import VolumeId
+
+pytestmark = pytest.mark.anyio
+replace = msgspec.structs.replace
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def lose(world: World) -> int:
+    """The server loses the node; returns how often it had registered."""
+    world.pages.lost.add(NODE.id)
+    world.pages.lease_s = 0.06
+    world.pages.change()
+    return len(world.pages.registrations)
+
+
+def take_away(world: World) -> None:
+    """The server gives claim A to somebody else."""
+    claim = world.pages.claims[A].claim
+    world.pages.put_claim(replace(claim, wanted="released", state=NodeDetached(evidence="operator: sure")))
+
+
+async def test_what_was_taken_goes_before_the_node_comes_back_and_the_rest_stays(world: World) -> None:
+    world.pages.lease_s = 0.06
+    async with world.agent():
+        taken = await world.mount(A)
+        kept = await world.mount(B, external_id="ext-2", volume_id=VolumeId("other"))
+        calls = len(world.driver.calls)
+        gate = world.driver.gates[steps.UnpublishVolume] = anyio.Event()
+        before = lose(world)
+        take_away(world)
+        await world.until(lambda: world.driver.names()[calls:] == ["Unpublish"])
+        await world.until(lambda: world.pages.requests.count("GET claims") > 2)
+        assert True not in world.pages.registrations[before:]
+        assert world.mounter.find_mounted([kept])
+        assert NODE.id in world.pages.lost
+        gate.set()
+        await world.until(lambda: NODE.id not in world.pages.lost)
+        assert not world.mounter.find_mounted([taken])
+        assert True in world.pages.registrations[before:]
+    assert world.mounter.find_mounted([kept])
+    assert world.driver.names()[calls:] == ["Unpublish", "Unstage"]
+
+
+async def test_a_claim_that_is_still_its_own_stays_mounted_throughout(world: World) -> None:
+    world.pages.lease_s = 0.06
+    async with world.agent():
+        path = await world.mount(A, target=str(world.target))
+        calls = len(world.driver.calls)
+        lose(world)
+        await world.until(lambda: NODE.id not in world.pages.lost)
+        again = len(world.pages.registrations)
+        await world.until(lambda: len(world.pages.registrations) > again)
+        assert world.mounter.find_mounted([path])
+    assert len(world.driver.calls) == calls
+
+
+async def test_an_agent_that_starts_while_its_node_is_lost_keeps_what_the_server_lists(world: World) -> None:
+    async with world.agent():
+        kept = await world.mount(A)
+        await world.mount(B, external_id="ext-2", volume_id=VolumeId("other"))
+    calls = len(world.driver.calls)
+    before = lose(world)
+    claim = world.pages.claims[B].claim
+    world.pages.put_claim(replace(claim, wanted="released", state=NodeDetached(evidence="operator: sure")))
+    async with world.agent():
+        assert world.mounter.find_mounted([kept])
+        assert world.driver.names()[calls:] == ["Unpublish", "Unstage"]
+        assert world.pages.registrations[before:] == [True]
+    assert world.mounter.find_mounted([kept])
+
+
+async def test_a_lost_node_does_not_come_back_with_something_that_is_not_its_own(world: World) -> None:
+    async with world.agent():
+        path = await world.mount(A)
+    world.mounter.busy.add(path)
+    world.settings = replace(FAST, clean_first_s=0.05)
+    before = lose(world)
+    take_away(world)
+    async with world.agent(is_awaited=False):
+        await world.until(lambda: len(world.pages.registrations) >= before + 2)
+        assert True not in world.pages.registrations[before:]
+        assert NODE.id in world.pages.lost
+        world.mounter.busy.clear()
+        await world.until(lambda: NODE.id not in world.pages.lost)
+        assert not world.mounter.find_mounted([path])
