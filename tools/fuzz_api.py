@@ -152,6 +152,7 @@ def fuzz(address: str, pid: int, args: argparse.Namespace) -> list[str]:
             thread.start()
         for thread in threads:
             thread.join()
+        print(f"{time.perf_counter() - began_s:.0f} s", end=": ")
         memory.append(find_memory_kib(pid))
         print(f"{sum(tally.statuses.values())} requests, {memory[-1] / 1024:.1f} MiB resident", flush=True)
     seconds = time.perf_counter() - began_s

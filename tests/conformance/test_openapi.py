@@ -209,6 +209,10 @@ async def _report_as_agent(tourist: Tourist) -> None:
     await tourist.ask("PUT", f"/v1/node/{node_id}/register", {"node": {"id": node_id, "name": "n2"}})
     await tourist.ask("PUT", f"/v1/node/{node_id}/plugins", {"instances": {}})
     await tourist.ask("PUT", f"/v1/node/{node_id}/reports", {"reports": []})
+    for method in ("PUT", "POST"):
+        await tourist.ask(method, f"/v1/node/{node_id}/drain", {"DrainSpec": {"Deadline": 0}})
+        await tourist.ask(method, f"/v1/node/{node_id}/eligibility", {"Eligibility": "eligible"})
+        await tourist.ask(method, f"/v1/node/{node_id}/fence", {"Reason": "test", "Force": True})
 
 
 async def test_answers_are_as_described() -> None:

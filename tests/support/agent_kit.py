@@ -84,6 +84,7 @@ class World:
         self.drivers: dict[PluginId, Driver] = {NAS: self.driver}
         self.node = NODE
         self.settings = FAST
+        self.specs: dict[PluginId, DriverSpec] = {}
         self.now_s = 1000.0
         self.ask = ask_mount
 
@@ -98,7 +99,7 @@ class World:
             ticks=lambda: self.now_s,
             ask_mount=self._ask,
         )
-        specs = {plugin_id: DriverSpec(socket=f"/nowhere/{plugin_id}.sock") for plugin_id in self.drivers}
+        specs = {p: self.specs.get(p, DriverSpec(socket=f"/nowhere/{p}.sock")) for p in self.drivers}
 
         async def run(*, task_status: Any = anyio.TASK_STATUS_IGNORED) -> None:
             await main.run(

@@ -7,6 +7,7 @@ nonsense for the real one.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -235,7 +236,7 @@ class Maker:
     def _nonsense(self, depth: int) -> Any:
         random = self.random
         if depth == 0 or random.random() < 0.4:
-            return random.choice(JUNK_VALUES)
+            return copy.deepcopy(random.choice(JUNK_VALUES))
         if random.random() < 0.5:
             return [self._nonsense(depth - 1) for _ in range(random.randrange(4))]
         names = ("Volumes", "volumes", "Allocation", "ID", "Snapshots", "instances", "reports", "node", "", "é", "x")
@@ -248,6 +249,9 @@ class Maker:
             "StartBody": lambda: {"Allocation": self._allocation_body()},
             "NamespaceBody": lambda: {"Name": self._any_of("other", "third"), "Meta": {"k": "v"}},
             "SearchBody": lambda: {"Prefix": "v", "Text": "v1", "Context": self._any_of("all", "volumes", "x")},
+            "EligibilityBody": lambda: {"Eligibility": self._any_of("eligible", "eligible", "ineligible")},
+            "DrainBody": lambda: {"MarkEligible": True},
+            "FenceBody": lambda: {"Reason": "fuzz"},
             "NodeRegistration": lambda: {"node": {"id": GHOST, "name": "ghost", "boot_id": self._any_of("a", "b")}},
             "PluginReport": lambda: {"instances": {}},
             "Reports": lambda: {"reports": [{"type": "unmounted", "claim_id": "x", "revision": 1}]},
@@ -319,7 +323,7 @@ class Maker:
                 case 0:
                     del value[name]
                 case 1:
-                    value[name] = random.choice((*JUNK_VALUES, *JUNK_TEXTS))
+                    value[name] = copy.deepcopy(random.choice((*JUNK_VALUES, *JUNK_TEXTS)))
                 case 2:
                     value[name.swapcase()] = value.pop(name)
                 case _:

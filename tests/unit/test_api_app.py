@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from engine_kit import PLUGIN, Kit, running_kit
+from engine_kit import NODE, PLUGIN, Kit, running_kit
 
 from moorage.api.bodies import VolumesBody, decode
 from moorage.api.http import Answer, Request
 from moorage.api.params import find_query, parse_duration_s, parse_read, parse_secrets
 from moorage.errors import BadRequest, Rejected
+from moorage.model.ids import NodeId
+from moorage.model.node import Node
 
 pytestmark = pytest.mark.anyio
 
@@ -197,3 +199,27 @@ async def test_names_match_without_regard_to_case_and_nulls_leave_defaults() -> 
 async def test_bad_bodies_name_the_place(body: bytes, text: str) -> None:
     with pytest.raises(BadRequest, match=text):
         decode(VolumesBody, body)
+
+
+async def test_nodes_page_and_filter() -> None:
+    async with running_kit() as kit:
+        for number in (1, 2, 3):
+            await kit.service.nodes.register(
+                Node(id=NodeId(f"{number:08d}-2222-3333-4444-555555555555"), name=f"m{number}")
+            )
+        first = await ask(kit, "GET", "/v1/nodes?per_page=2")
+        assert [n["Name"] for n in json.loads(first.body)] == ["m1", "m2"]
+        rest = await ask(kit, "GET", f"/v1/nodes?per_page=2&next_token={first.headers['X-Nomad-NextToken']}")
+        assert [n["Name"] for n in json.loads(rest.body)] == ["m3", "n1"]
+        assert "X-Nomad-NextToken" not in rest.headers
+        chosen = await ask(kit, "GET", "/v1/nodes?filter=Name%20==%20m2")
+        assert [n["Name"] for n in json.loads(chosen.body)] == ["m2"]
+
+
+async def test_a_drain_shows_and_ends() -> None:
+    async with running_kit() as kit:
+        changed = await ask(kit, "PUT", f"/v1/node/{NODE}/drain", {"DrainSpec": {"Deadline": 1}})
+        index = json.loads(changed.body)["NodeModifyIndex"]
+        node = json.loads((await ask(kit, "GET", f"/v1/node/{NODE}?index={index}&wait=5s")).body)
+        assert (node["DrainStrategy"], node["Drain"], node["SchedulingEligibility"]) == (None, False, "ineligible")
+        assert node["LastDrain"]["Status"] == "complete"

@@ -210,7 +210,8 @@ async def test_draining_takes_no_new_uses_and_releases_the_running_ones() -> Non
         await wait_for(lambda: status_of(kit, use) == "running")
         await kit.service.nodes.set_wanted(NODE, "draining")
         await wait_for(lambda: status_of(kit, use) == "complete")
-        with pytest.raises(Conflict, match="is draining"):
+        with pytest.raises(Conflict, match="is (draining|closed)"):
             await claim(kit, NODE)
+        await wait_for(lambda: kit.service.reads.list_nodes()[0].value.wanted == "closed")
         await kit.service.nodes.set_wanted(NODE, "active")
         assert status_of(kit, await claim(kit, NODE)) == "pending"

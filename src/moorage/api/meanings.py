@@ -89,4 +89,12 @@ MEANINGS: dict[str, str] = {
     "Volumes": "the volumes",
     "Warnings": "always empty, as recorded; warnings come in the header X-Moorage-Warnings",
     "WriteAllocs": "the allocations that write",
+    "Reason": "why",
+    "By": "who says so",
+    "Force": "even though the node is not lost",
+    "DrainSpec": "how to drain; none ends a drain",
+    "MarkEligible": "whether the end of a drain opens the node",
+    "Eligibility": "eligible or ineligible",
+    "Description": "a text for people",
+    "Meta": "keys and values for people",
 }

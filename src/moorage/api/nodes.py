@@ -9,7 +9,7 @@ import msgspec
 
 from moorage.api import answers, plugin_answers
 from moorage.api.http import JSON, Answer, Meta, Request, empty_answer, json_answer, text_answer
-from moorage.api.params import parse_read
+from moorage.api.params import ReadOptions, check_page_size, parse_read
 from moorage.api.volumes import wait_for_change
 from moorage.engine.reads import VOLUMES_TOPICS
 from moorage.engine.service import Service
@@ -18,6 +18,9 @@ from moorage.model.assignment import NodeRegistration, PluginReport, Reports
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
 from moorage.model.plugin import Plugin
+from moorage.model.times import format_time
+from moorage.rules.filter import Filter, compile_filter
+from moorage.rules.filter_types import NODE_STUB
 from moorage.rules.search import check_node_prefix
 
 NODES = "nodes/"
@@ -35,7 +38,7 @@ def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
         "Drivers": {},
         "HostVolumes": {},
         "ID": node.id,
-        "LastDrain": None,
+        "LastDrain": _last_drain(node),
         "ModifyIndex": modified,
         "Name": node.name,
         "NodeClass": node.node_class,
@@ -44,6 +47,31 @@ def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
         "Status": node.status,
         "StatusDescription": _describe(node),
         "Version": node.version,
+    }
+
+
+def _last_drain(node: Node) -> dict[str, Any] | None:
+    if not node.drain_began_at_ns:
+        return None
+    updated = node.drain_ended_at_ns or node.drain_began_at_ns
+    return {
+        "AccessorID": "",
+        "Meta": None,
+        "StartedAt": format_time(node.drain_began_at_ns),
+        "Status": "complete" if node.drain_ended_at_ns else "draining",
+        "UpdatedAt": format_time(updated),
+    }
+
+
+def _drain_strategy(node: Node) -> dict[str, Any] | None:
+    """There while a drain is in hand: the recorded CLI waits for it to go."""
+    if node.wanted != "draining":
+        return None
+    return {
+        "Deadline": 0,
+        "ForceDeadline": None,
+        "IgnoreSystemJobs": False,
+        "StartedAt": format_time(node.drain_began_at_ns),
     }
 
 
@@ -60,10 +88,28 @@ async def list_nodes(service: Service, request: Request) -> Answer:
     """GET /v1/nodes."""
     options = parse_read(request)
     check_node_prefix(options.prefix)
+    check_page_size(options)
+    chosen = compile_filter(options.filter, NODE_STUB) if options.filter else None
     reads = service.reads
     await wait_for_change(service, options, (NODES,), lambda: reads.table_index(NODES))
-    rows = [_stub(r.value, r.created, r.modified) for r in reads.list_nodes(options.prefix)]
-    return json_answer(request, rows, Meta(index=reads.table_index(NODES)))
+    rows = (_stub(r.value, r.created, r.modified) for r in reads.list_nodes(options.prefix))
+    page, next_token = cut_rows(rows, options, chosen)
+    headers = {"X-Nomad-NextToken": next_token} if next_token else {}
+    return json_answer(request, page, Meta(index=reads.table_index(NODES)), **headers)
+
+
+def cut_rows(
+    rows: Iterable[dict[str, Any]], options: ReadOptions, chosen: Filter | None
+) -> tuple[list[dict[str, Any]], str]:
+    """One page of rows in order of their IDs, and the ID that the next page begins with."""
+    page: list[dict[str, Any]] = []
+    for row in rows:
+        if row["ID"] < options.next_token or (chosen is not None and not chosen.matches(row)):
+            continue
+        if options.per_page and len(page) == options.per_page:
+            return page, str(row["ID"])
+        page.append(row)
+    return page, ""
 
 
 async def read_node(service: Service, request: Request, node_id: str) -> Answer:
@@ -97,6 +143,7 @@ def node_whole(node: Node, created: int, modified: int, plugins: Iterable[Plugin
     return _stub(node, created, modified) | {
         "Attributes": node.attributes,
         "CSIControllerPlugins": controllers,
+        "DrainStrategy": _drain_strategy(node),
         "CSINodePlugins": nodes,
         "Events": [],
         "HTTPAddr": node.address,

@@ -132,7 +132,6 @@ _EMPTY = Operation(
     answer=_NOTHING,
 )
 _HOST = _refused("refused: only CSI volumes are here", body=HostVolumesBody)
-_DRAIN = _refused("refused: nodes cannot be drained by this version")
 
 _ELSEWHERE: Operations = {
     **{f"/v1/{page}": {"GET": _EMPTY} for page in ("jobs", "evaluations", "deployments", "volumes/claims")},
@@ -143,8 +142,6 @@ _ELSEWHERE: Operations = {
         "GET": _refused("refused: there is no such volume"),
         "DELETE": _refused("refused: there is no such volume"),
     },
-    "/v1/node/:id/drain": {"PUT": _DRAIN},
-    "/v1/node/:id/eligibility": {"PUT": _DRAIN},
     "/v1/operator/raft/configuration": {"GET": _status("one server, which leads", _LOOSE, "region")},
     "/v1/operator/scheduler/configuration": {
         "GET": Operation(

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from moorage.api.bodies import SnapshotsBody, StartBody, VolumesBody
+from moorage.api.bodies import DrainBody, EligibilityBody, FenceBody, SnapshotsBody, StartBody, VolumesBody
 from moorage.api.openapi_parts import INDEX, META, Operation, Operations
 from moorage.api.schema_parts import list_of, ref
 from moorage.model.assignment import (
@@ -215,6 +215,38 @@ _NODES: Operations = {
 }
 
 
+def _node_care(summary: str, body: type[Any], *, notes: str = "", extension: str = "") -> Operation:
+    return Operation(
+        group="Nodes",
+        summary=summary,
+        notes=notes,
+        parameters=("region", "pretty"),
+        body=body,
+        answer=ref("NodeChanged"),
+        extension=extension,
+    )
+
+
+_NODE_CARE: Operations = {
+    "/v1/node/:id/drain": {
+        "PUT": _node_care(
+            "drain a node, or end a drain",
+            DrainBody,
+            notes="A drain that ends leaves the node closed to new claims, unless `MarkEligible` is sent.",
+        )
+    },
+    "/v1/node/:id/eligibility": {"PUT": _node_care("close a node to new claims, or open it", EligibilityBody)},
+    "/v1/node/:id/fence": {
+        "PUT": _node_care(
+            "give one's word that a lost node can no longer write; it is kept with its reason",
+            FenceBody,
+            notes="Volumes that the node's allocations write are then free for others.",
+            extension=OWN,
+        )
+    },
+}
+
+
 def _internal(summary: str, *, body: type[Any] | None = None, answer: type[Any] | None = None) -> Operation:
     reads = ("region", "stale") if body is None else ()
     return Operation(
@@ -239,4 +271,4 @@ _AGENT: Operations = {
     "/v1/node/:id/reports": {"PUT": _internal("an agent reports what came of its work", body=Reports)},
 }
 
-STORAGE: Operations = {**_VOLUMES, **_PLUGINS, **_ALLOCATIONS, **_NODES, **_AGENT}
+STORAGE: Operations = {**_VOLUMES, **_PLUGINS, **_ALLOCATIONS, **_NODES, **_NODE_CARE, **_AGENT}

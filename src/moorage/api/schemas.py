@@ -229,6 +229,16 @@ _NODES: dict[str, Schema] = {
     ),
 }
 
+_NODES["NodeChanged"] = record(
+    "The index of a write.",
+    {
+        "EvalCreateIndex": COUNT,
+        "EvalIDs": list_of(ANYTHING) | {"maxItems": 0},
+        "Index": COUNT,
+        "NodeModifyIndex": COUNT,
+    },
+)
+
 _ALLOCATION_STUB = _INDEXES | {
     "ClientDescription": TEXT,
     "ClientStatus": {"enum": ["pending", "running", "complete", "failed", "lost"]},

@@ -99,7 +99,7 @@ def add_drain(parser: argparse.ArgumentParser) -> None:
 def run_drain(args: argparse.Namespace, session: Session) -> int:
     """Take no new uses on a node and release the running ones, or take uses again."""
     node_id = _get_node_id(session, args.subject)
-    body = {"DrainSpec": None, "MarkEligible": True} if args.disable else {"DrainSpec": {}}
+    body: Row = {"DrainSpec": None, "MarkEligible": True} if args.disable else {"DrainSpec": {}}
     answer = session.client.write("PUT", path_of("node", node_id, "drain"), body=body)
     if session.wants_json:
         session.output.json(answer)

@@ -97,7 +97,7 @@ class Leases:
             self._hooked.discard(node.id)
             self._lost_ns.pop(node.id, None)
             if node.wanted == "draining":
-                await self._drain(node)
+                await self._drain(record)
             if self.silent_s(node.id) > self._settings.lease_s:
                 write = Write().put(key, rules.lose(node, now_ns=now_ns), revision=record.modified)
                 self._put_unhealthy(write, node.id, now_ns=now_ns)
@@ -144,12 +144,18 @@ class Leases:
         await self._repo.commit(Write().put(keys.node_key(node.id), node, revision=record.modified))
         log.warning("node.fenced", node=node.id, kind=fence.kind, reason=fence.reason, by=fence.by)
 
-    async def _drain(self, node: Node) -> None:
-        """Release the node's running uses, the youngest first, one at a time: the next when the last is gone."""
+    async def _drain(self, record: Record[Node]) -> None:
+        """Release the node's running uses, the youngest first, one at a time: the next when the last is gone. When
+        none is left the drain is over, and the node stays closed."""
+        node = record.value
         found = sorted(self._reads.list_allocations("*", "", node.id), key=lambda r: (-r.created, r.value.id))
         left = [r.value for r in found if self._reads.claims_of(r.value)]
         if left and not any(a.wanted == "stop" for a in left):
             await self._allocations.stop(left[0].id)
+        if not left and not self._repo.view.claims.of_node(node.id):
+            closed = rules.set_wanted(node, "closed", now_ns=self._clock.now_ns())
+            await self._repo.commit(Write().put(keys.node_key(node.id), closed, revision=record.modified))
+            log.info("node.drained", node=node.id, name=node.name)
 
     # -- what an operator says ---------------------------------------------------------------------------------------
 

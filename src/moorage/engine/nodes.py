@@ -16,7 +16,7 @@ from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node, NodeWanted
 from moorage.model.plugin import Instance
 from moorage.model.volume import Secrets
-from moorage.rules.nodes import fold_registration, free_after_reboot
+from moorage.rules.nodes import fold_registration, free_after_reboot, set_wanted
 from moorage.rules.plugins import fold_report
 from moorage.state import keys
 from moorage.state.feed import Change
@@ -85,7 +85,7 @@ class Nodes:
             found = self._reads.find_node(node_id)
             if found is None:
                 raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
-            after = replace(found.value, wanted=wanted)
+            after = set_wanted(found.value, wanted, now_ns=self._clock.now_ns())
             try:
                 return await self._repo.commit(
                     Write().put(keys.node_key(found.value.id), after, revision=found.modified)

@@ -50,6 +50,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     disk_mb: int = 0
     version: str = ""
     wanted: NodeWanted = "active"
+    # The drain in hand, or the last one: when it began, and when nothing was left (0: not yet).
+    drain_began_at_ns: int = 0
+    drain_ended_at_ns: int = 0
     is_self_fencing: bool = False
     # Set while the node is down: since when, and the evidence that it holds nothing (None: it may still write).
     lost_at_ns: int = 0

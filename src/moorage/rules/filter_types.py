@@ -142,3 +142,23 @@ VOLUME = Record(
         "WriteClaims": _CLAIMS,
     },
 )
+
+# A node as lists show it; what is not here cannot be asked for.
+NODE_STUB = Record(
+    "structs.Node",
+    {
+        "Address": STRING,
+        "CreateIndex": UINT64,
+        "Datacenter": STRING,
+        "Drain": BOOL,
+        "ID": STRING,
+        "ModifyIndex": UINT64,
+        "Name": STRING,
+        "NodeClass": STRING,
+        "NodePool": STRING,
+        "SchedulingEligibility": STRING,
+        "Status": STRING,
+        "StatusDescription": STRING,
+        "Version": STRING,
+    },
+)

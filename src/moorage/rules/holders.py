@@ -88,14 +88,13 @@ def _unescape(text: str) -> str:
 
 def parse_unit(text: str) -> str:
     """The unit or container that a ``cgroup`` file names: ``postgresql.service``, ``docker 0123456789ab``; or empty."""
-    path = ""
+    paths: dict[str, str] = {}
     for line in text.splitlines():
         number, _, rest = line.partition(":")
-        controllers, _, found = rest.partition(":")
-        if number == "0" or controllers == "name=systemd" or not path:
-            path = found
-        if number == "0" and found != "/":
-            break
+        controllers, _, path = rest.partition(":")
+        if path not in ("", "/"):
+            paths.setdefault("0" if number == "0" else controllers, path)
+    path = paths.get("0") or paths.get("name=systemd") or next(iter(paths.values()), "")
     container = _CONTAINER.search(path)
     if container:
         return f"{_RUNTIMES.get(container[1], container[1])} {container[2][:_ID_CHARS]}"

@@ -16,7 +16,7 @@ import msgspec
 
 from moorage.errors import Conflict
 from moorage.model.claim import Allocation, Attached, Claim, Mounted, NodeDetached, Taken, TaskEvent
-from moorage.model.node import Fence, Node
+from moorage.model.node import Fence, Node, NodeWanted
 from moorage.model.volume import Progress
 from moorage.rules.allocations import add_event, is_terminal
 
@@ -38,12 +38,23 @@ def fold_registration(known: Node | None, sent: Node, *, now_ns: int) -> Node:
         sent,
         status="ready",
         wanted=known.wanted if known else "active",
+        drain_began_at_ns=known.drain_began_at_ns if known else 0,
+        drain_ended_at_ns=known.drain_ended_at_ns if known else 0,
         lost_at_ns=0,
         fence=None,
         created_at_ns=known.created_at_ns if known else now_ns,
         status_updated_at_ns=known.status_updated_at_ns if known else now_ns,
     )
     return ready if ready == known else replace(ready, status_updated_at_ns=now_ns)
+
+
+def set_wanted(node: Node, wanted: NodeWanted, *, now_ns: int) -> Node:
+    """The record of a node that an operator opens, closes or drains; a drain that is in hand goes on as it began."""
+    if wanted == "draining" and node.wanted != "draining":
+        return replace(node, wanted=wanted, drain_began_at_ns=now_ns, drain_ended_at_ns=0)
+    if node.wanted == "draining" and wanted != "draining":
+        return replace(node, wanted=wanted, drain_ended_at_ns=now_ns)
+    return replace(node, wanted=wanted)
 
 
 def lose(node: Node, *, now_ns: int) -> Node:

@@ -169,7 +169,8 @@ def hash_request(described: Mapping[str, Any]) -> str:
 
 
 def _is_secret(field: FieldDescriptor) -> bool:
-    return bool(field.GetOptions().Extensions[csi.csi_secret])
+    extension: Any = csi.csi_secret
+    return bool(field.GetOptions().Extensions[extension])
 
 
 def _is_map(field: FieldDescriptor) -> bool:

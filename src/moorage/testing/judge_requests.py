@@ -89,8 +89,8 @@ def check_request(
 ) -> Iterator[Complaint]:
     """All that is wrong with a request by itself. ``attaches``: whether the plugin has PUBLISH_UNPUBLISH_VOLUME."""
     gate, number = GATES.get(method, ("", 0))
-    listed = getattr(abilities, gate) if gate else None
-    if listed is not None and number not in listed:
+    gated = getattr(abilities, gate) if gate else None
+    if gated is not None and number not in gated:
         yield "no_capability", f"{method} is called, yet the driver does not list the capability for it"
     for field in REQUIRED.get(method, ()):
         if field not in request:
@@ -102,15 +102,16 @@ def check_request(
     topology = Plugin.VOLUME_ACCESSIBILITY_CONSTRAINTS
     if "accessibility_requirements" in request and abilities.plugin is not None and topology not in abilities.plugin:
         yield "no_capability", "accessibility_requirements without VOLUME_ACCESSIBILITY_CONSTRAINTS"
-    if method == "ControllerPublishVolume" and request.get("readonly") and abilities.controller is not None:
-        if Controller.PUBLISH_READONLY not in abilities.controller:
-            yield "readonly_attach", "readonly is set, yet the driver does not list PUBLISH_READONLY"
+    listed = abilities.controller
+    is_readonly = method == "ControllerPublishVolume" and request.get("readonly")
+    if is_readonly and listed is not None and Controller.PUBLISH_READONLY not in listed:
+        yield "readonly_attach", "readonly is set, yet the driver does not list PUBLISH_READONLY"
     if request.get("publish_context") and attaches is False:
         yield "uncalled_context", "publish_context is set, yet the driver does not list PUBLISH_UNPUBLISH_VOLUME"
     yield from _check_modes(method, request, abilities)
-    if "mutable_parameters" in request and method == "CreateVolume" and abilities.controller is not None:
-        if Controller.MODIFY_VOLUME not in abilities.controller:
-            yield "no_capability", "mutable_parameters without MODIFY_VOLUME"
+    is_mutable = method == "CreateVolume" and "mutable_parameters" in request
+    if is_mutable and listed is not None and Controller.MODIFY_VOLUME not in listed:
+        yield "no_capability", "mutable_parameters without MODIFY_VOLUME"
 
 
 def list_capabilities(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -157,6 +158,12 @@ def _check_sizes(request: Mapping[str, Any]) -> Iterator[Complaint]:
             limit = NODE_ID_BYTES_MAX if field == "node_id" else STRING_BYTES_MAX
             if len(value.encode()) > limit:
                 yield "too_long", f"{field} has more than {limit} bytes"
-        elif isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value.values()):
-            if sum(len(f"{key}{inner}".encode()) for key, inner in value.items()) > MAP_BYTES_MAX:
-                yield "too_long", f"{field} has more than {MAP_BYTES_MAX} bytes"
+        elif _measure_map(value) > MAP_BYTES_MAX:
+            yield "too_long", f"{field} has more than {MAP_BYTES_MAX} bytes"
+
+
+def _measure_map(value: Any) -> int:
+    """The bytes of a map of texts; 0 for anything else."""
+    if not isinstance(value, dict) or not all(isinstance(inner, str) for inner in value.values()):
+        return 0
+    return sum(len(f"{key}{inner}".encode()) for key, inner in value.items())

@@ -1,0 +1,163 @@
+"""A proxy between an orchestrator and a driver that writes down every call.
+
+Shapes: calls are forwarded byte for byte, with their metadata and what is left of their deadline; statuses and answers
+    come back as the driver gave them. A caller that gives a call up cancels it at the driver too.
+Never:  changes a call; keeps one back because of a finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from moorage.csi.calls import RPCS
+from moorage.rpc import RECEIVE_MAX_BYTES, UNREADABLE, Rpc, unix_channel
+from moorage.testing.judge_records import GIVEN_UP, Ended, LogFile, Opened, Redactor, Scope, Started, hash_request
+from moorage.testing.judge_users import find_users
+
+BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+CALLS_MAX = 4096
+STOP_GRACE_S = 1.0
+LATE_S = 0.05
+# Deadlines beyond this are none: gRPC tells of calls without one that they have centuries left.
+DEADLINE_MAX_S = 10 * 365 * 86400.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Proxy:
+    """One judge between the socket ``listen`` and the driver's socket ``driver``."""
+
+    def __init__(self, *, listen: Path, driver: Path, log: Path, scope: Scope = "whole") -> None:
+        self._listen = listen
+        self._driver = driver
+        self._log_path = log
+        self._scope: Scope = scope
+        self._redactor = Redactor()
+        self._ids = itertools.count(1)
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Listen while the block runs. Raises OSError, ValueError for a path that is no socket's."""
+        self._log = LogFile(self._log_path)
+        self._channel = unix_channel(str(self._driver))
+        server = grpc.aio.server(
+            options=(("grpc.max_receive_message_length", RECEIVE_MAX_BYTES), ("grpc.so_reuseport", 0)),
+            maximum_concurrent_rpcs=CALLS_MAX,
+        )
+        services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+        for rpc in RPCS.values():
+            services.setdefault(rpc.service, {})[rpc.name] = grpc.unary_unary_rpc_method_handler(self._handler(rpc))
+        server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(service, handlers) for service, handlers in services.items())
+        )
+        boot_id = await anyio.to_thread.run_sync(BOOT_ID_FILE.read_text)
+        self._log.write(
+            Opened(
+                at_ns=time.time_ns(),
+                judge=self._log_path.stem,
+                driver=str(self._driver),
+                scope=self._scope,
+                boot_id=boot_id.strip(),
+            )
+        )
+        with suppress(FileNotFoundError):
+            os.unlink(self._listen)
+        server.add_insecure_port(f"unix:{self._listen}")
+        await server.start()
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(4 * STOP_GRACE_S):
+                await server.stop(STOP_GRACE_S)
+                await self._channel.close(0)
+            self._log.close()
+
+    def _handler(self, rpc: Rpc[Message, Message]) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(content: bytes, context: Context) -> bytes:
+            number = next(self._ids)
+            deadline_s = await self._note_start(number, rpc, content, context)
+            try:
+                answer = await self._forward(rpc, content, context, deadline_s)
+            except asyncio.CancelledError:
+                self._note_end(number, GIVEN_UP)
+                raise
+            except grpc.aio.AioRpcError as error:
+                left_s = _time_left_s(context)
+                is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and left_s is not None and left_s < LATE_S
+                self._note_end(number, GIVEN_UP if is_late else error.code().name, message=error.details() or "")
+                trailing = tuple(error.trailing_metadata() or ())
+                await context.abort(error.code(), error.details() or "", trailing)
+            self._note_answer(number, rpc, answer)
+            return answer
+
+        return handle
+
+    async def _note_start(
+        self, number: int, rpc: Rpc[Message, Message], content: bytes, context: Context
+    ) -> float | None:
+        """Write the call's first line; what is left of its deadline."""
+        try:
+            described, leaks = self._redactor.describe(rpc.request_type.FromString(content))
+        except DecodeError:
+            described, leaks = {"unreadable": True}, ()
+        users: tuple[str, ...] = ()
+        if rpc.name == "NodeUnpublishVolume" and described.get("target_path"):
+            users = await anyio.to_thread.run_sync(find_users, described["target_path"])
+        deadline_s = _time_left_s(context)
+        self._log.write(
+            Started(
+                at_ns=time.time_ns(),
+                id=number,
+                method=rpc.name,
+                deadline_s=deadline_s,
+                request=described,
+                hash=hash_request(described),
+                leaks=leaks,
+                users=tuple(self._redactor.clean(user) for user in users),
+            )
+        )
+        return deadline_s
+
+    async def _forward(
+        self, rpc: Rpc[Message, Message], content: bytes, context: Context, deadline_s: float | None
+    ) -> bytes:
+        metadata = tuple(
+            (key, value)
+            for key, value in context.invocation_metadata()
+            if not key.startswith(("grpc-", ":")) and key not in ("user-agent", "te", "content-type")
+        )
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(rpc.path)
+        return await method(content, timeout=deadline_s, metadata=metadata)
+
+    def _note_answer(self, number: int, rpc: Rpc[Message, Message], content: bytes) -> None:
+        try:
+            described, _ = self._redactor.describe(rpc.response_type.FromString(content))
+        except DecodeError:
+            self._note_end(number, UNREADABLE)
+            return
+        if rpc.name.startswith("List"):
+            described = {key: len(value) if isinstance(value, list) else value for key, value in described.items()}
+        self._log.write(Ended(at_ns=time.time_ns(), id=number, status="OK", answer=described))
+
+    def _note_end(self, number: int, status: str, *, message: str = "") -> None:
+        text = self._redactor.clean(message)
+        self._log.write(Ended(at_ns=time.time_ns(), id=number, status=status, answer={}, message=text))
+
+
+def _time_left_s(context: Context) -> float | None:
+    left_s: float | None = context.time_remaining()
+    return None if left_s is None or left_s > DEADLINE_MAX_S else max(0.0, left_s)
