@@ -7,7 +7,7 @@ LOCK := requirements/dev.txt
 PROTO := src/moorage/csi/proto
 PYTEST_FLAGS ?=
 
-.PHONY: demo test check format lock proto setup clean
+.PHONY: demo test check docs format help lock proto setup clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -38,6 +38,9 @@ format: $(STAMP) ## rewrite the sources in the project's format
 
 lock: ## write the lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 --group dev pyproject.toml -o $(LOCK)
+
+docs: $(STAMP) ## write docs/api.md and docs/cli.md anew from the route table and the parsers
+	@$(BIN)/python tools/write_api_docs.py
 
 proto: $(STAMP) ## generate the CSI modules from src/moorage/csi/proto/csi.proto
 	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/moorage/csi/proto/csi.proto

@@ -35,6 +35,7 @@ FIRST_PART = 20_000
 GROWTH_MAX = 0.10
 ANSWER_S = 60.0
 READY_S = 30.0
+STOP_S = 30.0
 FINDINGS_MAX = 20
 # What http.client or the server's parser refuses before the application sees it.
 _UNSENDABLE = ("", "get")
@@ -128,7 +129,11 @@ def own_server() -> Iterator[tuple[str, int, Path]]:
             yield line.split()[1], server.pid, log
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(STOP_S)
+            # What was mounted outlives the server by design.
+            points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+            for point in sorted((p for p in points if p.startswith(f"{place}/")), reverse=True):
+                subprocess.run(["umount", "-l", point], check=False, capture_output=True)
 
 
 def fuzz(address: str, pid: int, args: argparse.Namespace) -> list[str]:
@@ -183,8 +188,9 @@ def main() -> int:
     else:
         with own_server() as (address, pid, log):
             findings = fuzz(address, pid, args)
-            if "Traceback" in log.read_text(errors="replace"):
-                findings.append(f"a traceback in the log: {log.read_text(errors='replace')[:3000]}")
+            _, traceback, rest = log.read_text(errors="replace").partition("Traceback")
+            if traceback:
+                findings.insert(0, f"a traceback in the log: {rest[:6000]}")
     for finding in findings[:FINDINGS_MAX]:
         print(f"FINDING {finding}")
     print(f"{len(findings)} findings")

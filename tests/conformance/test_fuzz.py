@@ -12,7 +12,8 @@ from urllib.parse import unquote_to_bytes
 
 import anyio
 import msgspec
-from engine_kit import NODE, Kit, running_kit
+import pytest
+from engine_kit import NODE, PLUGIN, Kit, running_kit
 from fuzz_requests import Made, Maker
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -212,3 +213,20 @@ def test_any_request_keeps_the_records_whole() -> None:
     print(f"answers by status: {dict(SEEN)}")
     assert sum(SEEN.values()) >= RUNS * REQUESTS
     assert SEEN[200] > sum(SEEN.values()) // 5, "hardly anything was sensible: the invariants saw nothing"
+
+
+@pytest.mark.anyio
+async def test_drivers_that_never_answer_make_a_refusal_and_no_fault() -> None:
+    """Found by the long run: two validations that ran out of time together were a fault of ours."""
+    async with running_kit(request_s=0.2) as kit:
+        kit.is_calling = False
+        capability = {"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}
+        rows = [
+            {"ID": name, "PluginID": PLUGIN, "ExternalID": name, "RequestedCapabilities": [capability]} for name in "ab"
+        ]
+        body = msgspec.json.encode({"Volumes": rows})
+        made = Made(method="PUT", target="/v1/volumes", query="", headers={}, body=body)
+        answer = await kit.app.answer(to_request(made))
+        check_answer(made, answer)
+        assert answer.status == 500
+        assert b"asking again is safe" in answer.body

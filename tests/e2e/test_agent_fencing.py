@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -100,6 +99,9 @@ class Node:
         assert process.stdout.readline() == b"ready\n"
         return process
 
+    def read_log(self, place: str | Path) -> list[str]:
+        return (Path(place) / "log").read_text().splitlines()
+
     def list_mounts(self) -> list[str]:
         return [m.target for m in mounting.read_mounts() if m.target.startswith(f"{self.root}/")]
 
@@ -163,24 +165,26 @@ async def test_a_fence_ends_the_writers_and_unmounts_everything(root: Path, mann
         await node.pages.until(lambda: writer.poll() is not None)
         assert writer.returncode == -code
         await node.pages.until(lambda: node.list_mounts() == [])
-        lines = (root / "data" / "ext-1" / "log").read_text().splitlines()
+        lines = node.read_log(root / "data" / "ext-1")
         assert lines == [str(n) for n in range(1, len(lines) + 1)]
         node.pages.is_down = False
         await node.pages.until(lambda: target in node.list_mounts())
-        assert os.path.exists(f"{target}/log")
+        assert node.read_log(target) == lines
 
 
 async def test_a_fence_ends_no_reader(root: Path) -> None:
     node = Node(root, replace(FAST, is_self_fencing=True))
-    (root / "data" / "ext-1" / "file").write_text("x")
     async with node.agent():
         path = await node.mount(read_only=True)
-        with open(f"{path}/file") as own, subprocess.Popen(["sleep", "60"], stdin=own) as reader:
+        reader = await anyio.open_process(["sleep", "60"], cwd=path, stdin=None, stdout=None, stderr=None)
+        try:
             node.pages.is_down = True
             node.pages.change()
             node.now_s = 35.0
             await anyio.sleep(0.5)
-            assert reader.poll() is None
+            assert reader.returncode is None
             assert path in node.list_mounts()
+        finally:
             reader.kill()
+            await reader.wait()
         node.pages.is_down = False

@@ -286,7 +286,7 @@ async def live(world: World, *, last: bool) -> None:
         await life.check()
         if last:
             with anyio.fail_after(10):
-                while os.listdir(world.place / "data" / "trash"):  # noqa: ASYNC110 - a directory has no event
+                while os.listdir(world.place / "data" / "trash"):
                     await anyio.sleep(0.01)
             return
         async with anyio.create_task_group() as group:

@@ -12,6 +12,7 @@ from moorage.model.assignment import ClaimAssignment, MountedReport, UnmountedRe
 from moorage.model.claim import Attached, Claim, ClaimState, Mounted, NodeDetached, Taken
 from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, Revision, VolumeId
 from moorage.model.plugin import NodeInfo
+from moorage.model.volume import Fault, Progress
 from moorage.rules import mount_actions as actions
 from moorage.rules.mount_actions import Action, View
 from moorage.rules.mount_records import Disk, Layout, PathKind, Seen, Staging, TargetKind, TargetSeen, Use
@@ -23,6 +24,7 @@ DISK = Disk(PluginId("nas"), "ext")
 IDS = (ClaimId("a"), ClaimId("b"), ClaimId("c"))
 # Each claim needs at most: clear (2), stage, publish, unbind, bind, grow, reports; three claims share one disk.
 ACTIONS_MAX = 60
+FAULT = Fault(method="Look", status="ENOTCONN", message="it was broken", final=False)
 
 
 class Node:
@@ -131,7 +133,7 @@ class Node:
                 staging_path=report.staging_path,
                 grown_bytes=report.grown_bytes,
             )
-        moved = replace(known.claim, state=state)
+        moved = replace(known.claim, state=state, progress=Progress())
         self.claims[report.claim_id] = replace(known, claim=moved, revision=Revision(known.revision + 1))
 
     def settle(self, draw_cut: Any = lambda: False) -> int:
@@ -195,6 +197,7 @@ def _add_claim(draw: st.DrawFn, node: Node, claim_id: ClaimId) -> None:
         target=target,
         wanted=wanted,  # type: ignore[arg-type]
         state=state,
+        progress=Progress(last_fault=draw(st.sampled_from([None, FAULT]))),
     )
     if draw(st.integers(0, 4)):
         grow = draw(st.sampled_from([0, 100]))

@@ -16,6 +16,7 @@ from moorage.agent.ports import AgentSettings, Driver, DriverSpec
 from moorage.agent.probes import ask_mount
 from moorage.client.api import Client
 from moorage.client.transport import Answer, CallTransport
+from moorage.errors import Unavailable
 from moorage.model.assignment import NodeRegistered, NodeRegistration
 from moorage.model.claim import Attached, Claim
 from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, VolumeId
@@ -49,6 +50,7 @@ class LosingPages(Pages):
         self.grace_s = grace_s
         self.lost: set[NodeId] = set()
         self.registrations: list[bool] = []
+        self.are_claims_kept_back = False
 
     async def handle(self, method: str, path: str, query: Any, body: bytes | None) -> Answer:
         """Answer one request."""
@@ -66,6 +68,9 @@ class LosingPages(Pages):
         if not self.is_down and NodeId(path.split("/")[3]) in self.lost and not path.endswith("/claims"):
             self.change()
             return Answer(404, {}, b"the node is not registered")
+        if self.are_claims_kept_back and path.endswith("/claims"):
+            self.requests.append("GET claims")
+            raise Unavailable("the claims are not loaded yet")
         return await super().handle(method, path, query, body)
 
 

@@ -239,7 +239,8 @@ class Maker:
             return copy.deepcopy(random.choice(JUNK_VALUES))
         if random.random() < 0.5:
             return [self._nonsense(depth - 1) for _ in range(random.randrange(4))]
-        names = ("Volumes", "volumes", "Allocation", "ID", "Snapshots", "instances", "reports", "node", "", "é", "x")
+        # Not the agents' own members: an agent that says that it has no driver is believed.
+        names = ("Volumes", "volumes", "Allocation", "ID", "Snapshots", "DrainSpec", "", "é", "x")
         return {random.choice(names): self._nonsense(depth - 1) for _ in range(random.randrange(4))}
 
     def _sensible(self, kind: str) -> dict[str, Any]:
@@ -284,7 +285,7 @@ class Maker:
             "Context": lambda: {"a": "b"},
             "SnapshotID": lambda: "snap-1@s0",
             "CloneID": lambda: "vol-1",
-            "RequestedTopologies": lambda: {"Required": [{"Segments": {"rack": "r1"}}]},
+            "RequestedTopologies": lambda: {"Preferred": [{"Segments": {"rack": "r1"}}]},
         }
         chosen = (
             n for n in optional if random.random() < (0.5 if n in ("ExternalID", "RequestedCapacityMin") else 0.1)

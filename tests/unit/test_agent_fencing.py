@@ -117,7 +117,8 @@ async def test_a_restarted_agent_goes_on_counting_without_a_server(world: World)
 async def test_a_fence_lifted_before_the_server_told_its_claims_unmounts_nothing_more(world: World) -> None:
     async with world.agent():
         path = await world.mount(A)
-    world.pages.is_down = True
+    world.settings = replace(world.settings, clean_first_s=0.05)
+    world.pages.is_down = world.pages.are_claims_kept_back = True
     world.mounter.busy.add(path)
     world.now_s += 10.0
     async with world.agent(is_awaited=False):
@@ -125,8 +126,15 @@ async def test_a_fence_lifted_before_the_server_told_its_claims_unmounts_nothing
         registered = len(world.pages.registrations)
         world.pages.is_down = False
         await world.until(lambda: len(world.pages.registrations) > registered)
+        calls = len(world.driver.calls)
         world.mounter.busy.clear()
-        await world.until(lambda: world.mounter.find_mounted([path]))
+        asked = world.pages.requests.count("PUT register")
+        await world.until(lambda: world.pages.requests.count("PUT register") > asked + 5)
+        assert len(world.driver.calls) <= calls + 1  # one may have been under way
+        world.pages.are_claims_kept_back = False
+        told = world.pages.requests.count("GET claims")
+        await world.until(lambda: world.pages.requests.count("GET claims") > told)
+        assert world.mounter.find_mounted([path])
         await world.release(A)
 
 

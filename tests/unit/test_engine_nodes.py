@@ -10,6 +10,7 @@ from engine_kit import NODE, PLUGIN, Kit, running_kit
 
 from moorage.errors import Conflict
 from moorage.model import steps
+from moorage.model.assignment import MountedReport, Report, StepReport, UnmountedReport
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
 from moorage.model.node import Node
@@ -104,8 +105,6 @@ async def test_a_reader_on_a_lost_node_is_freed_after_the_grace() -> None:
 
 async def run_controller_of(kit: Kit, node_id: NodeId) -> None:
     """The other node's agent makes the controller calls now."""
-    from moorage.model.assignment import Report, StepReport
-
     index = 0
     while True:
         found = await kit.service.nodes.wait_steps(node_id, index=index, wait_s=60)
@@ -167,7 +166,7 @@ async def test_evidence_that_time_brings(settings: FencingSettings, self_fencing
         group.cancel_scope.cancel()
 
 
-async def test_a_reboot_frees_what_was_released_and_keeps_what_is_held() -> None:
+async def test_a_reboot_frees_nothing_by_itself_the_agent_of_the_new_boot_tells() -> None:
     async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
         use = await start_use(kit)
         await wait_for(lambda: status_of(kit, use) == "running")
@@ -177,12 +176,12 @@ async def test_a_reboot_frees_what_was_released_and_keeps_what_is_held() -> None
         rebooted = Node(id=NODE, name="n1", boot_id="b-after")
         with pytest.raises(Conflict, match="was lost"):
             await kit.service.nodes.register(rebooted)
-        await kit.service.nodes.register(rebooted, is_clean=True)
-        assert status_of(kit, use) == "running"
-        assert len(kit.repo.view.claims) == 1
-        await silence(kit)
         await kit.service.allocations.stop(use)
-        await kit.service.nodes.register(Node(id=NODE, name="n1", boot_id="b-later"), is_clean=True)
+        await kit.service.nodes.register(rebooted, is_clean=True)
+        assert len(kit.repo.view.claims) == 1
+        left = kit.repo.view.claims.of_allocation(AllocationId(use))[0]
+        told = UnmountedReport(claim_id=left.value.id, revision=left.modified)
+        await kit.service.nodes.report(NODE, (told,))
         await wait_for(lambda: not len(kit.repo.view.claims))
         assert status_of(kit, use) == "complete"
         group.cancel_scope.cancel()
@@ -196,8 +195,6 @@ async def test_a_late_report_of_a_lost_node_is_dropped() -> None:
         await silence(kit)
         await kit.service.leases.fence(NODE, reason="cut off", by="op", is_forced=False)
         await wait_for(lambda: status_of(kit, use) == "lost")
-        from moorage.model.assignment import MountedReport
-
         late = MountedReport(claim_id=before.value.id, revision=before.modified, path="/x", publish_path="/x")
         await kit.service.reconciler.outcomes.fold_reports([late])
         left = kit.repo.view.claims.of_allocation(AllocationId(use))
@@ -210,7 +207,7 @@ async def test_draining_takes_no_new_uses_and_releases_the_running_ones() -> Non
         await wait_for(lambda: status_of(kit, use) == "running")
         await kit.service.nodes.set_wanted(NODE, "draining")
         await wait_for(lambda: status_of(kit, use) == "complete")
-        with pytest.raises(Conflict, match="is (draining|closed)"):
+        with pytest.raises(Conflict, match=r"is (draining|closed)"):
             await claim(kit, NODE)
         await wait_for(lambda: kit.service.reads.list_nodes()[0].value.wanted == "closed")
         await kit.service.nodes.set_wanted(NODE, "active")

@@ -216,3 +216,36 @@ async def test_unanswered_operation_says_that_asking_again_is_safe() -> None:
         kit.is_calling = False
         with pytest.raises(DeadlineExceeded, match="asking again is safe"):
             await kit.service.listings.list_external("hostpath", entries_max=0, starting_token="")
+
+
+async def test_a_disk_with_two_records_is_not_deleted() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        await kit.service.registrations.register([a_volume("twin", external_id="vol-1")])
+        with pytest.raises(Conflict, match='"twin" are records of one disk'):
+            await kit.service.removals.delete("default", "web", secrets=Secrets())
+        assert list(kit.driver.volumes) == ["vol-1"]
+        await kit.service.removals.deregister("default", "twin", force=False)
+        await kit.service.removals.delete("default", "web", secrets=Secrets())
+        assert kit.driver.volumes == {}
+
+
+async def test_a_disk_that_is_being_deleted_takes_no_new_record_and_no_claim() -> None:
+    async with running_kit(request_s=0.3) as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        kit.driver.fail(steps.DeleteVolume, *[fault("UNAVAILABLE", final=False)] * 9)
+        with pytest.raises(Unavailable):
+            await kit.service.removals.delete("default", "web", secrets=Secrets())
+        with pytest.raises(Conflict, match="is being deleted"):
+            await kit.service.registrations.register([a_volume("twin", external_id="vol-1")])
+        with pytest.raises(Conflict, match="is being deleted"):
+            await kit.service.allocations.start(a_use("web"))
+
+
+async def test_a_create_that_finds_no_room_can_be_given_up() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.CreateVolume, *[fault("RESOURCE_EXHAUSTED", final=False)] * 99)
+        with pytest.raises(Unavailable, match="to give up"):
+            await kit.service.registrations.create([a_volume("web")])
+        await kit.service.removals.delete("default", "web", secrets=Secrets())
+        assert list(kit.repo.view.volumes) == []

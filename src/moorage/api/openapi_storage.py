@@ -200,7 +200,11 @@ _ALLOCATIONS: Operations = {
 _NODES: Operations = {
     "/v1/nodes": {
         "GET": Operation(
-            group="Nodes", summary="list nodes", parameters=("prefix", *READ), answer=list_of(ref("NodeStub"))
+            group="Nodes",
+            summary="list nodes",
+            parameters=("prefix", "filter", *PAGED, *READ),
+            answer=list_of(ref("NodeStub")),
+            headers=(*META, "X-Nomad-NextToken"),
         )
     },
     "/v1/node/:id": {"GET": Operation(group="Nodes", summary="read a node", parameters=READ, answer=ref("Node"))},

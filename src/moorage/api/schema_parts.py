@@ -54,3 +54,5 @@ def _described(name: str, schema: Schema) -> Schema:
 
 
 TEXTS = map_of(TEXT)
+INDEXES: dict[str, Schema] = {"CreateIndex": COUNT, "ModifyIndex": COUNT}
+ENVELOPE: dict[str, Schema] = {"Index": COUNT, "KnownLeader": BOOL, "LastContact": COUNT, "NextToken": TEXT}

@@ -6,11 +6,14 @@ open. Plain data: nothing here is looked at when a request is answered.
 
 from __future__ import annotations
 
+from moorage.api.schema_around import AROUND_SCHEMAS
 from moorage.api.schema_parts import (
     ANYTHING,
     BOOL,
     COUNT,
     EMPTY,
+    ENVELOPE,
+    INDEXES,
     INTEGER,
     NULL,
     TEXT,
@@ -25,8 +28,6 @@ from moorage.api.schema_parts import (
     ref,
 )
 
-_INDEXES = {"CreateIndex": COUNT, "ModifyIndex": COUNT}
-_ENVELOPE = {"Index": COUNT, "KnownLeader": BOOL, "LastContact": COUNT, "NextToken": TEXT}
 _HEALTH = {
     "ControllerRequired": BOOL,
     "ControllersExpected": COUNT,
@@ -36,7 +37,7 @@ _HEALTH = {
     "Provider": TEXT,
 }
 _VOLUME_SHARED = (
-    _INDEXES
+    INDEXES
     | _HEALTH
     | {
         "AccessMode": TEXT,
@@ -89,7 +90,7 @@ _VOLUMES: dict[str, Schema] = {
         },
     ),
     "VolumesWritten": record(
-        "The volumes as they are now.", _ENVELOPE | {"Volumes": list_of(ref("Volume")), "Warnings": TEXT}
+        "The volumes as they are now.", ENVELOPE | {"Volumes": list_of(ref("Volume")), "Warnings": TEXT}
     ),
     "ExternalVolume": record(
         "A volume of a driver's own listing.",
@@ -104,7 +105,7 @@ _VOLUMES: dict[str, Schema] = {
             "VolumeContext": or_null(TEXTS),
         },
     ),
-    "ExternalVolumes": record("A page of a driver's volumes.", _ENVELOPE | {"Volumes": list_of(ref("ExternalVolume"))}),
+    "ExternalVolumes": record("A page of a driver's volumes.", ENVELOPE | {"Volumes": list_of(ref("ExternalVolume"))}),
     "Snapshot": record(
         "A snapshot.",
         {
@@ -120,8 +121,8 @@ _VOLUMES: dict[str, Schema] = {
             "SourceVolumeID": TEXT,
         },
     ),
-    "Snapshots": record("A page of a driver's snapshots.", _ENVELOPE | {"Snapshots": list_of(ref("Snapshot"))}),
-    "SnapshotsMade": record("Snapshots just made.", _ENVELOPE | {"Snapshots": or_null(list_of(ref("Snapshot")))}),
+    "Snapshots": record("A page of a driver's snapshots.", ENVELOPE | {"Snapshots": list_of(ref("Snapshot"))}),
+    "SnapshotsMade": record("Snapshots just made.", ENVELOPE | {"Snapshots": or_null(list_of(ref("Snapshot")))}),
 }
 
 _CONTROLLER_ABILITIES = (
@@ -140,10 +141,10 @@ _INSTANCE = {
     "UpdateTime": TIME,
 }
 _PLUGINS: dict[str, Schema] = {
-    "PluginStub": record("A plugin as lists show it.", _INDEXES | _HEALTH | {"ID": TEXT}),
+    "PluginStub": record("A plugin as lists show it.", INDEXES | _HEALTH | {"ID": TEXT}),
     "Plugin": record(
         "A plugin whole.",
-        _INDEXES
+        INDEXES
         | _HEALTH
         | {
             "Allocations": list_of(ANYTHING) | {"maxItems": 0},
@@ -179,7 +180,7 @@ _PLUGINS: dict[str, Schema] = {
     ),
 }
 
-_NODE_STUB = _INDEXES | {
+_NODE_STUB = INDEXES | {
     "Address": TEXT,
     "Attributes": or_null(TEXTS),
     "Datacenter": TEXT,
@@ -187,7 +188,7 @@ _NODE_STUB = _INDEXES | {
     "Drivers": EMPTY,
     "HostVolumes": EMPTY,
     "ID": TEXT,
-    "LastDrain": NULL,
+    "LastDrain": or_null(ref("LastDrain")),
     "Name": TEXT,
     "NodeClass": TEXT,
     "NodePool": TEXT,
@@ -214,6 +215,7 @@ _NODES: dict[str, Schema] = {
             "Attributes": TEXTS,
             "CSIControllerPlugins": map_of(ref("ControllerInstance")),
             "CSINodePlugins": map_of(ref("NodeInstance")),
+            "DrainStrategy": or_null(ref("DrainStrategy")),
             "Events": list_of(ANYTHING),
             "HTTPAddr": TEXT,
             "HostNetworks": EMPTY,
@@ -229,6 +231,14 @@ _NODES: dict[str, Schema] = {
     ),
 }
 
+_NODES["LastDrain"] = record(
+    "The drain in hand, or the last one.",
+    {"AccessorID": TEXT, "Meta": NULL, "StartedAt": TIME, "Status": TEXT, "UpdatedAt": TIME},
+)
+_NODES["DrainStrategy"] = record(
+    "How a node is being drained; the deadline is always 0: nothing is unmounted under a process that writes.",
+    {"Deadline": INTEGER, "ForceDeadline": NULL, "IgnoreSystemJobs": BOOL, "StartedAt": TIME},
+)
 _NODES["NodeChanged"] = record(
     "The index of a write.",
     {
@@ -239,7 +249,7 @@ _NODES["NodeChanged"] = record(
     },
 )
 
-_ALLOCATION_STUB = _INDEXES | {
+_ALLOCATION_STUB = INDEXES | {
     "ClientDescription": TEXT,
     "ClientStatus": {"enum": ["pending", "running", "complete", "failed", "lost"]},
     "CreateTime": TIME_NS,
@@ -340,49 +350,4 @@ _ALLOCATIONS: dict[str, Schema] = {
     "Stopped": record("The index of a write.", {"EvalID": TEXT, "Index": COUNT}),
 }
 
-_SETTING = or_null(map_of(ANYTHING))
-_STATE = record("How one part fares.", {"ok": BOOL, "message": TEXT})
-_AROUND: dict[str, Schema] = {
-    "Namespace": record(
-        "A namespace.",
-        _INDEXES
-        | {
-            "Capabilities": _SETTING,
-            "ConsulConfiguration": _SETTING,
-            "Description": TEXT,
-            "Hash": TEXT,
-            "ID": TEXT,
-            "Meta": or_null(TEXTS),
-            "Name": TEXT,
-            "NodePoolConfiguration": _SETTING,
-            "OptionalExtraClaims": _SETTING,
-            "Quota": TEXT,
-            "RequiredExtraClaims": _SETTING,
-            "VaultConfiguration": _SETTING,
-        },
-    ),
-    "Found": record(
-        "What a search found, by context.",
-        _ENVELOPE | {"Matches": map_of(or_null(list_of(ANYTHING))), "Truncations": map_of(BOOL)},
-    ),
-    "Health": {
-        "type": "object",
-        "description": "How the server fares, and this host's agent; either part, or both.",
-        "properties": {"client": _STATE, "server": _STATE},
-    },
-    "Problem": {
-        "type": "object",
-        "description": "A refusal as RFC 9457 has it, for who accepts application/problem+json; more members name IDs.",
-        "required": ["code", "detail", "status", "title", "type"],
-        "properties": {
-            "code": TEXT | {"description": "a stable word for programs"},
-            "detail": TEXT | {"description": "one sentence for people"},
-            "status": INTEGER,
-            "title": TEXT,
-            "type": TEXT | {"description": "urn:moorage:error: and the code"},
-        },
-        "additionalProperties": TEXT,
-    },
-}
-
-SCHEMAS: dict[str, Schema] = {**_VOLUMES, **_PLUGINS, **_NODES, **_ALLOCATIONS, **_AROUND}
+SCHEMAS: dict[str, Schema] = {**_VOLUMES, **_PLUGINS, **_NODES, **_ALLOCATIONS, **AROUND_SCHEMAS}

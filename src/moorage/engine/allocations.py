@@ -111,7 +111,8 @@ class Allocations:
             text = f'{where}.Source: no such volume "{request.source}" in namespace "{allocation.namespace}"'
             raise NotFound(text, code="volume_missing", volume=request.source)
         volume = found.value
-        if volume.wanted == "absent":
+        disk = view.volumes.of_disk(volume.plugin_id, volume.external_id)
+        if any(r.value.wanted == "absent" for r in disk):
             raise Conflict(f'volume "{volume.id}" is being deleted', code="busy", volume=volume.id)
         complete = complete_request(request, volume)
         claim = self._make_claim(allocation, complete, volume)
@@ -122,7 +123,7 @@ class Allocations:
         admit_claim(claim, volume, holders)
         write.put(keys.claim_key(claim.id), claim, revision=0)
         # Every record of the disk is touched, so that claims through another one are serialized too.
-        for same in view.volumes.of_disk(volume.plugin_id, volume.external_id):
+        for same in disk:
             key = keys.volume_key(*same.value.key)
             touched = same.value
             if same.value.key == volume.key:

@@ -10,7 +10,7 @@ import msgspec
 from moorage.engine.operations import Operations
 from moorage.engine.ports import EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
-from moorage.errors import Conflict, DeadlineExceeded, NotFound, PluginUnavailable, Rejected, Unavailable
+from moorage.errors import Conflict, DeadlineExceeded, MoorageError, NotFound, PluginUnavailable, Rejected, Unavailable
 from moorage.model.ids import DEFAULT_NAMESPACE, PluginId
 from moorage.model.namespace import Namespace
 from moorage.model.plugin import Plugin
@@ -133,22 +133,26 @@ class Checks:
     async def validate_all(self, volumes: Sequence[Volume]) -> None:
         """Ask the drivers whether they know the volumes and their capabilities; drivers without a controller are not
         asked. Raises Rejected with the first refusal in the order of the request."""
-        refusals: dict[int, str] = {}
+        refusals: dict[int, MoorageError] = {}
         limiter = anyio.CapacityLimiter(VALIDATIONS_AT_ONCE)
 
         async def validate(index: int, volume: Volume) -> None:
             async with limiter:
-                refusal = await self._validate(volume)
+                try:
+                    refusal = await self._validate(volume)
+                except MoorageError as error:
+                    # Out of a task group it would come as a group, which nobody answers to.
+                    refusals[index] = error
+                    return
                 if refusal is not None:
-                    refusals[index] = refusal
+                    refusals[index] = Rejected(refusal, code="driver_refused", volume=volume.id)
 
         async with anyio.create_task_group() as group:
             for index, volume in enumerate(volumes):
                 if self.health(volume.plugin_id).is_controller_required:
                     group.start_soon(validate, index, volume)
         if refusals:
-            first = min(refusals)
-            raise Rejected(refusals[first], code="driver_refused", volume=volumes[first].id)
+            raise refusals[min(refusals)]
 
     async def _validate(self, volume: Volume) -> str | None:
         step = ValidateVolume(

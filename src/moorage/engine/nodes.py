@@ -16,7 +16,7 @@ from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node, NodeWanted
 from moorage.model.plugin import Instance
 from moorage.model.volume import Secrets
-from moorage.rules.nodes import fold_registration, free_after_reboot, set_wanted
+from moorage.rules.nodes import fold_registration, set_wanted
 from moorage.rules.plugins import fold_report
 from moorage.state import keys
 from moorage.state.feed import Change
@@ -49,8 +49,9 @@ class Nodes:
     async def register(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
         """Put the node on record and renew its lease; written only when something about it is new.
 
-        A node that comes back after a boot no longer holds what was released there. One that was lost is taken back
-        only clean: raises Conflict, and the agent unmounts first what was taken from it.
+        One that was lost is taken back only clean: raises Conflict, and the agent unmounts first what was taken from
+        it. Another boot ID frees nothing here: the agent of the new boot may have mounted a claim again before this
+        request arrived, so that only its own report tells what is left.
         """
         for _ in range(TRIES_MAX):
             found = self._reads.find_node(node.id)
@@ -62,8 +63,6 @@ class Nodes:
             if ready == known:
                 break
             write = Write().put(keys.node_key(node.id), ready, revision=found.modified if found else 0)
-            if known is not None:
-                self._free_released(write, known, ready)
             try:
                 await self._repo.commit(write)
             except StateConflict:
@@ -71,12 +70,6 @@ class Nodes:
             break
         self._leases.renew(node.id)
         return NodeRegistered(lease_s=self._leases.lease_s, grace_s=self._settings.fencing.grace_s)
-
-    def _free_released(self, write: Write, before: Node, after: Node) -> None:
-        for record in self._repo.view.claims.of_node(after.id):
-            freed = free_after_reboot(record.value, before, after)
-            if freed is not None:
-                write.put(keys.claim_key(freed.id), freed, revision=record.modified)
 
     async def set_wanted(self, node_id: str, wanted: NodeWanted) -> int:
         """Say whether the node takes uses (active), no new ones (closed), or lets go of the running ones too

@@ -15,7 +15,7 @@ import structlog
 
 from moorage.engine.planning import Move, Refresh, Removal, Settlement
 from moorage.engine.ports import Chance, Clock
-from moorage.errors import StateConflict
+from moorage.errors import MoorageError, StateConflict
 from moorage.model.assignment import (
     MountedReport,
     MountFailedReport,
@@ -53,22 +53,37 @@ class Outcomes:
         if len(reports) == 1:
             await self._fold(reports[0])
             return
+        failures: list[MoorageError] = []
+
+        async def fold(report: Report) -> None:
+            try:
+                await self._fold(report)
+            except MoorageError as error:
+                failures.append(error)
+
         async with anyio.create_task_group() as group:
             for report in reports:
-                group.start_soon(self._fold, report)
+                group.start_soon(fold, report)
+        if failures:
+            # What was folded stays so; the agent sends all of them again, and those are stale then.
+            raise failures[0]
 
     async def _fold(self, report: Report) -> None:
         key, outcome = _key_and_outcome(report)
         found = self._find(key)
         # Only this reconciler's server writes outcomes, so a conflict means that an intent was written in between:
         # the revision has then moved, and the report is dropped below.
-        if found is None or found.modified != report.revision:
+        if found is None or not self.is_current(found, report):
             log.info("report.stale", key=key, revision=report.revision)
             return
         try:
             await self._fold_into(key, found, outcome)
         except StateConflict:
             log.info("report.stale", key=key, revision=report.revision)
+
+    def is_current(self, found: Record[Any], report: Report) -> bool:
+        """Whether the report is about the record as it is now."""
+        return found.modified == report.revision
 
     def _find(self, key: str) -> Record[Any] | None:
         table = self._repo.view.tables_by_prefix.get(key[: key.find("/") + 1])
@@ -163,7 +178,9 @@ class Outcomes:
                 write.delete(key, revision=found.modified)
                 if isinstance(found.value, Claim):
                     self._remove_claim(write, found.value)
-            case Move(state=state):
+            case Move(state=state, because=because):
+                for other, revision in because.items():
+                    write.expect(other, revision)
                 after = replace(found.value, state=state, progress=_kept_fault(found.value))
                 write.put(key, after, revision=found.modified)
                 self._fold_allocation(write, found.value, after)

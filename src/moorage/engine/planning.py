@@ -28,6 +28,8 @@ from moorage.state import keys
 from moorage.state.view import Record, View
 
 _SECOND = 1_000_000_000
+# Volumes whose last controller is remembered.
+CONTROLLERS_MAX = 10_000
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,9 +44,14 @@ class Removal(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """Settle by moving the claim to a state that it has reached without a call."""
+    """Settle by moving the claim to a state that it has reached without a call.
+
+    ``because``: the store key of the claim that is the reason, with its revision; it must be so still, or else two
+    claims may leave the detaching to each other.
+    """
 
     state: ClaimState
+    because: dict[str, int] = {}
 
 
 class Refresh(msgspec.Struct, frozen=True):
@@ -84,6 +91,8 @@ class Planner:
         self._settings = settings
         # Operations whose answer has been read: their records may go.
         self.read_operations: set[str] = set()
+        # The controller that had the last call of a serial key, the newest last.
+        self._controllers: dict[str, NodeId] = {}
 
     def plan(self, key: str, *, now_ns: int) -> Plan:
         """The plan for the record under a store key; FINISHED when there is none."""
@@ -95,7 +104,7 @@ class Planner:
             case Volume() as volume:
                 return self._plan_volume(key, record, volume, now_ns)
             case Claim() as claim:
-                return self._plan_claim(key, record, claim, now_ns)
+                return self.plan_claim(key, record, claim, now_ns)
             case Operation() as operation:
                 return self._plan_operation(key, record, operation, now_ns)
             case Allocation() as allocation:
@@ -117,17 +126,19 @@ class Planner:
                     key, record.modified, volume.plugin_id, step, serial=serial, progress=volume.progress, now_ns=now_ns
                 )
 
-    def _plan_claim(self, key: str, record: Record[Claim], claim: Claim, now_ns: int) -> Plan:
+    def plan_claim(self, key: str, record: Record[Claim], claim: Claim, now_ns: int) -> Plan:
+        """The plan for a claim's record."""
         plugin = self._view.find_plugin(claim.plugin_id)
         info = find_controller_info(plugin.value if plugin else None)
+        siblings = [
+            r
+            for r in self._view.claims.of_disk(claim.plugin_id, claim.external_id)
+            if r.value.node_id == claim.node_id and r.value.id != claim.id
+        ]
         around = claim_rules.Surroundings(
             volume=self._find_volume(claim),
             is_attaching=self._is_attaching(claim.plugin_id, info.supports_attach_detach if info else None),
-            siblings=tuple(
-                r.value
-                for r in self._view.claims.of_disk(claim.plugin_id, claim.external_id)
-                if r.value.node_id == claim.node_id and r.value.id != claim.id
-            ),
+            siblings=tuple(r.value for r in siblings),
         )
         match claim_rules.next_step(claim, around):
             case volume_rules.Rest():
@@ -137,7 +148,9 @@ class Planner:
             case volume_rules.Remove():
                 return Plan(settlement=Removal(), is_finished=False)
             case claim_rules.Advance(state=state):
-                return Plan(settlement=Move(state=state), is_finished=False)
+                using = [r for r in siblings if claim_rules.is_using(r.value)][:1] if around.is_attaching else []
+                because = {keys.claim_key(r.value.id): int(r.modified) for r in using}
+                return Plan(settlement=Move(state=state, because=because), is_finished=False)
             case step:
                 serial = f"volume/{claim.plugin_id}/{claim.external_id}"
                 return self._assign(
@@ -195,9 +208,14 @@ class Planner:
         if progress.next_try_at_ns > now_ns:
             return Plan(due_at_ns=progress.next_try_at_ns, is_finished=False)
         plugin = self._view.find_plugin(plugin_id)
-        node_id = choose_controller(plugin.value if plugin else None)
+        busy = self._controllers.pop(serial, None)
+        node_id = choose_controller(plugin.value if plugin else None, busy=busy)
         if node_id is None:
             return UNFINISHED
+        if serial:
+            self._controllers[serial] = node_id
+            if len(self._controllers) > CONTROLLERS_MAX:
+                del self._controllers[next(iter(self._controllers))]
         assignment = StepAssignment(
             key=key,
             revision=type(self._view.revision)(revision),

@@ -11,6 +11,8 @@ It never raises outward: a failure is a field of the record.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -28,6 +30,7 @@ from moorage.model.plugin import Plugin
 from moorage.state import keys
 from moorage.state.feed import Change, Signals
 from moorage.state.repo import Repo
+from moorage.state.view import View
 
 log = structlog.get_logger()
 
@@ -46,19 +49,37 @@ def claims_topic(node_id: str) -> str:
     return f"claims@{node_id}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What decides and what writes; a test that plants a defect puts others in their place."""
+
+    planner: Callable[[View, EngineSettings], Planner] = Planner
+    outcomes: Callable[[Repo, Clock, Chance], Outcomes] = Outcomes
+
+
 class Reconciler:
     """Decides and assigns. ``assigned`` is derived state: it is rebuilt from the records at every start."""
 
-    def __init__(self, repo: Repo, clock: Clock, chance: Chance, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        repo: Repo,
+        clock: Clock,
+        chance: Chance,
+        settings: EngineSettings,
+        *,
+        parts: Parts | None = None,
+    ) -> None:
+        parts = parts or Parts()
         self._repo = repo
         self._clock = clock
         self.signals = Signals()
-        self.planner = Planner(repo.view, settings)
-        self.outcomes = Outcomes(repo, clock, chance)
+        self.planner = parts.planner(repo.view, settings)
+        self.outcomes = parts.outcomes(repo, clock, chance)
         self.assigned: dict[str, Planned] = {}
         self._by_node: dict[NodeId, dict[str, Planned]] = {}
         self._versions: dict[str, int] = {}
-        self._unfinished: set[str] = set()
+        # In the order of their decisions, so that the oldest is looked at first.
+        self._unfinished: dict[str, None] = {}
         self._due = DueKeys()
         self._is_due_earlier = anyio.Event()
         self._writing: set[str] = set()
@@ -115,9 +136,9 @@ class Reconciler:
         plan = self.planner.plan(key, now_ns=self._clock.now_ns())
         self._set_assigned(key, plan.planned)
         if plan.is_finished:
-            self._unfinished.discard(key)
+            self._unfinished.pop(key, None)
         else:
-            self._unfinished.add(key)
+            self._unfinished[key] = None
         if plan.due_at_ns:
             self._due.set(key, plan.due_at_ns)
             self._is_due_earlier.set()
@@ -130,9 +151,9 @@ class Reconciler:
         old = self.assigned.get(key)
         if old == planned:
             return
-        for gone in (old,) if old else ():
-            del self._by_node[gone.node_id][key]
-            self._bump(steps_topic(gone.node_id))
+        if old is not None:
+            del self._by_node[old.node_id][key]
+            self._bump(steps_topic(old.node_id))
         if planned is None:
             self.assigned.pop(key, None)
             return

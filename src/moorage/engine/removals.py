@@ -9,7 +9,7 @@ import msgspec
 from moorage.engine.checks import Checks, find_lasting, still_trying
 from moorage.engine.ports import EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
-from moorage.errors import NotFound, Rejected, StateConflict, Unavailable
+from moorage.errors import Conflict, NotFound, Rejected, StateConflict, Unavailable
 from moorage.model.steps import DeleteVolume
 from moorage.model.volume import Fault, Progress, Secrets, Volume
 from moorage.rules.allocations import is_terminal
@@ -18,6 +18,7 @@ from moorage.rules.plugins import find_controller_info
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
+from moorage.state.view import Record
 
 replace = msgspec.structs.replace
 TRIES_MAX = 8
@@ -93,9 +94,17 @@ class Removals:
 
         What the driver may have made is learned by asking it once more under the same name, then deleted.
         """
-        found = self._repo.view.volumes.get(namespace, volume_id)
-        if found is None or found.value.state == "ready":
-            return False
+        for _ in range(TRIES_MAX):
+            found = self._repo.view.volumes.get(namespace, volume_id)
+            if found is None or found.value.state == "ready":
+                return False
+            try:
+                return await self._undo_creation(found)
+            except StateConflict:
+                continue
+        raise Unavailable(f'volume "{volume_id}" keeps changing; try again')
+
+    async def _undo_creation(self, found: Record[Volume]) -> bool:
         key = keys.volume_key(*found.value.key)
 
         def gone(change: Change) -> Fault | bool | None:
@@ -114,11 +123,22 @@ class Removals:
             raise still_trying(f"{result.method}: {result.status} {result.message}", "")
         return True
 
+    def _others_of_disk(self, volume: Volume) -> list[Record[Volume]]:
+        found = self._repo.view.volumes.of_disk(volume.plugin_id, volume.external_id)
+        return [r for r in found if r.value.key != volume.key]
+
     def _check_can_delete(self, read: VolumeRead) -> None:
         volume = read.record.value
         same_disk = self._repo.view.claims.of_disk(volume.plugin_id, volume.external_id)
         if read.claims or same_disk:
             raise self._checks.in_use(read)
+        others = [r.value.id for r in self._others_of_disk(volume)]
+        if others:
+            text = (
+                f'volume "{volume.id}" and "{others[0]}" are records of one disk: deleting it would take the data of '
+                f"both; deregister the records that should go first"
+            )
+            raise Conflict(text, code="shared_disk", volume=volume.id, other=others[0])
         plugin = self._repo.view.find_plugin(volume.plugin_id)
         if plugin is None:
             raise NotFound(f"plugin not found: {volume.plugin_id}", code="plugin_missing", volume=volume.id)

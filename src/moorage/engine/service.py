@@ -16,7 +16,7 @@ from moorage.engine.operations import Operations
 from moorage.engine.orphans import Orphans
 from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook
 from moorage.engine.reads import Reads
-from moorage.engine.reconciler import Reconciler
+from moorage.engine.reconciler import Parts, Reconciler
 from moorage.engine.removals import Removals
 from moorage.engine.volumes import Registrations
 from moorage.engine.why import Why
@@ -35,6 +35,7 @@ class Service:
         *,
         event_settings: EventSettings | None = None,
         hook: FenceHook | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
@@ -42,7 +43,7 @@ class Service:
         self._repo = repo
         self.reads = Reads(repo)
         self.events = Events(repo, event_settings)
-        self.reconciler = Reconciler(repo, clock, chance, self.settings)
+        self.reconciler = Reconciler(repo, clock, chance, self.settings, parts=parts)
         self.operations = Operations(repo, self.reconciler, clock=clock, chance=chance, settings=self.settings)
         checks = Checks(repo, self.reads, self.operations, self.settings)
         self.registrations = Registrations(repo, self.reads, checks, clock=clock, settings=self.settings)

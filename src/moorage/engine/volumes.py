@@ -83,7 +83,9 @@ class Registrations:
             self._checks.expect_namespace(write, volume)
             # The version before: a record that is new has none, one that is to be removed may be written over.
             write.put(key, volume, revision=old.modified if old else self._checks.revision_of(key))
-        warnings = self._warn_doubles([volume for volume, old in stored if old is None])
+        new = [volume for volume, old in stored if old is None]
+        self._serialize_with_deletions(write, new)
+        warnings = self._warn_doubles(new)
         revision = await self._repo.commit(write)
         return self._checks.answer([volume for volume, _ in stored], revision, warnings)
 
@@ -99,6 +101,21 @@ class Registrations:
             provider_version=health.provider_version,
             controller_required=health.is_controller_required,
         )
+
+    def _serialize_with_deletions(self, write: Write, volumes: Sequence[Volume]) -> None:
+        """No new record of a disk that is being deleted, and no deletion of one that just got another record.
+
+        A deletion is refused while there are two records, so only the one record of a disk has to be touched.
+        """
+        for volume in volumes:
+            others = self._repo.view.volumes.of_disk(volume.plugin_id, volume.external_id)
+            if any(r.value.wanted == "absent" for r in others):
+                text = f'external ID "{volume.external_id}" of volume "{volume.id}" is being deleted'
+                raise Conflict(text, code="busy", volume=volume.id)
+            if len(others) == 1:
+                key = keys.volume_key(*others[0].value.key)
+                if key not in write.ops:
+                    write.put(key, others[0].value, revision=others[0].modified)
 
     def _warn_doubles(self, volumes: Sequence[Volume]) -> str:
         """What is odd about a register: a disk with a record already. Bounded: it goes into a header."""

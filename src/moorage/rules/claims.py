@@ -210,7 +210,7 @@ def _attach(claim: Claim, around: Surroundings) -> Decision:
 def _detach(claim: Claim, around: Surroundings) -> Decision:
     if around.is_attaching is None:
         return REST
-    if not around.is_attaching or any(_is_using(s) for s in around.siblings):
+    if not around.is_attaching or any(is_using(s) for s in around.siblings):
         return Advance(state=ControllerDetached())
     return DetachVolume(
         external_id=claim.external_id,
@@ -219,7 +219,7 @@ def _detach(claim: Claim, around: Surroundings) -> Decision:
     )
 
 
-def _is_using(sibling: Claim) -> bool:
+def is_using(sibling: Claim) -> bool:
     """Whether the attachment is still this claim's too: it will need it, or will detach it itself later."""
     return isinstance(sibling.state, (Taken, Attached, Mounted))
 

@@ -3,7 +3,7 @@
     status        event                              becomes
     initializing  registered                         ready
     ready         silent beyond its lease            down, lost now, no evidence
-    down          registered                         ready; another boot ID frees what was released there
+    down          registered                         ready; its agent reports what is left of released claims
     down          evidence (FenceKind)               down, fenced: its claims are freed
 
 A lost node may still be writing. So a claim that writes is freed only on evidence; one that only reads, after the
@@ -110,17 +110,6 @@ def is_freed_by(claim: Claim, node: Node, settings: FencingSettings, *, lost_s: 
     if claim.read_only and lost_s >= settings.grace_s:
         return Fence(kind="grace", reason="a reader on a lost node", at_ns=now_ns)
     return None
-
-
-def free_after_reboot(claim: Claim, before: Node, after: Node) -> Claim | None:
-    """The claim after its node came back with another boot ID: a released one is not mounted there any more.
-
-    A held one stays: the agent mounts it again, as after every boot.
-    """
-    if before.boot_id == after.boot_id or claim.wanted != "released":
-        return None
-    fence = Fence(kind="reboot", reason=f"boot {before.boot_id} is over", at_ns=after.status_updated_at_ns)
-    return free_claim(claim, fence)
 
 
 def lose_allocation(allocation: Allocation, fence: Fence, *, now_ns: int) -> Allocation:

@@ -70,12 +70,17 @@ def find_controller_info(plugin: Plugin | None) -> ControllerInfo | None:
     return told[0].controller if told else None
 
 
-def choose_controller(plugin: Plugin | None) -> NodeId | None:
-    """The node whose instance makes the plugin's controller calls: the first healthy one by node ID, so that it is
-    the same one every time; None when there is none."""
+def choose_controller(plugin: Plugin | None, *, busy: NodeId | None = None) -> NodeId | None:
+    """The node whose instance makes the plugin's controller calls; None when none is healthy.
+
+    It is ``busy``, which had the volume's last call, as long as that one is healthy: it may still be at a call that
+    nobody wants any more, and two controllers would work on one volume at once. Else the first healthy one by node ID.
+    """
     if plugin is None:
         return None
     healthy = sorted(i.node_id for i in plugin.instances.values() if i.controller is not None and i.healthy)
+    if busy in healthy:
+        return busy
     return healthy[0] if healthy else None
 
 

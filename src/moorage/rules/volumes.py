@@ -185,6 +185,9 @@ FOLD: dict[tuple[str, str, type], Callable[[Volume, Outcome, Folding], Volume | 
 
 
 def _create_failed(volume: Volume, fault: Fault, folding: Folding) -> Volume:
+    if volume.wanted == "absent" and fault.status == "RESOURCE_EXHAUSTED":
+        # Asked again only to learn what is there: a driver that had it would name it, not look for room.
+        fault = replace(fault, final=True)
     progress = after_fault(volume.progress, fault, now_ns=folding.now_ns, jitter=folding.jitter)
     return replace(volume, wanted="absent" if fault.final else volume.wanted, progress=progress)
 

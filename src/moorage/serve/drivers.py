@@ -14,15 +14,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import anyio
+import anyio.abc
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import structlog
-from anyio.abc import ByteReceiveStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 log = structlog.get_logger()
 
@@ -83,23 +83,43 @@ async def supervise(driver: SupervisedDriver) -> None:
 async def _run_once(driver: SupervisedDriver) -> int | None:
     """Its exit code; None where it could not be started."""
     await anyio.to_thread.run_sync(_clear_socket, driver.socket)
-    pipe = subprocess.PIPE if driver.is_logged else None
     command = driver.command
     if driver.is_logged:
         command = (sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command)
     environment = {**os.environ, **driver.environment, "CSI_ENDPOINT": f"unix://{driver.socket}"}
-    try:
-        process = await anyio.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
-        )
-    except OSError as e:
-        log.error("driver.not_started", driver=driver.name, error=e.strerror)
-        return None
-    log.info("driver.started", driver=driver.name, pid=process.pid, socket=str(driver.socket))
+    with ExitStack() as pipes, ExitStack() as theirs:
+        # Pipes of our own: those of the event loop stay open for as long as anything that the driver left behind has
+        # their other ends.
+        ours: dict[str, int] = {}
+        ends: dict[str, int] = {}
+        for name in ("stdout", "stderr") if driver.is_logged else ():
+            ours[name], ends[name] = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(ours[name], False)
+            pipes.callback(os.close, ours[name])
+            theirs.callback(os.close, ends[name])
+        try:
+            process = await anyio.open_process(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=ends.get("stdout"),
+                stderr=ends.get("stderr"),
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as e:
+            log.error("driver.not_started", driver=driver.name, error=e.strerror)
+            return None
+        theirs.close()
+        log.info("driver.started", driver=driver.name, pid=process.pid, socket=str(driver.socket))
+        return await _wait(driver, process, ours)
+
+
+async def _wait(driver: SupervisedDriver, process: anyio.abc.Process, pipes: Mapping[str, int]) -> int:
+    """Log what it prints until it ends; end it when cancelled."""
     try:
         async with anyio.create_task_group() as group:
             is_read = anyio.Event()
-            group.start_soon(_log_output, process, driver.name, is_read)
+            group.start_soon(_log_output, pipes, driver.name, is_read)
             code = await process.wait()
             # What it left running may hold the other ends of its pipes for ever.
             with anyio.move_on_after(OUTPUT_S):
@@ -121,28 +141,32 @@ async def _end(process: anyio.abc.Process, stop_s: float) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            await stream.aclose()
 
 
-async def _log_output(process: anyio.abc.Process, driver: str, is_read: anyio.Event) -> None:
+async def _log_output(pipes: Mapping[str, int], driver: str, is_read: anyio.Event) -> None:
     async with anyio.create_task_group() as group:
-        for stream, name in ((process.stdout, "stdout"), (process.stderr, "stderr")):
-            if stream is not None:
-                group.start_soon(_log_lines, stream, driver, name)
+        for name, descriptor in pipes.items():
+            group.start_soon(_log_lines, descriptor, driver, name)
     is_read.set()
 
 
-async def _log_lines(stream: ByteReceiveStream, driver: str, name: str) -> None:
-    buffered = BufferedByteReceiveStream(stream)
-    with suppress(anyio.EndOfStream, anyio.IncompleteRead, anyio.ClosedResourceError, anyio.BrokenResourceError):
-        while True:
-            try:
-                line = await buffered.receive_until(b"\n", LINE_BYTES_MAX)
-            except anyio.DelimiterNotFound:
-                line = await buffered.receive(LINE_BYTES_MAX)
+async def _log_lines(descriptor: int, driver: str, name: str) -> None:
+    """Log each line until the pipe's other end is closed; a line that is too long in parts."""
+    kept = b""
+    while True:
+        try:
+            read = os.read(descriptor, LINE_BYTES_MAX)
+        except BlockingIOError:
+            await anyio.wait_readable(descriptor)
+            continue
+        *lines, kept = (kept + read).split(b"\n")
+        if not read or len(kept) >= LINE_BYTES_MAX:
+            lines, kept = [*lines, kept], b""
+        for line in filter(None, lines):
             log.info("driver.said", driver=driver, stream=name, text=line.decode("utf-8", "backslashreplace"))
+        if not read:
+            return
+        await anyio.lowlevel.checkpoint()
 
 
 def _clear_socket(path: Path) -> None:

@@ -23,7 +23,7 @@ FINAL = frozenset(
     )
 )  # fmt: skip
 # A cancelled call is seen by the driver's side a moment after its caller has gone on.
-GIVE_UP_LAG_NS = 500_000_000
+GIVE_UP_LAG_NS = 250_000_000
 REPEATED: dict[str, tuple[str, ...]] = {
     "CreateVolume": ("name",),
     "CreateSnapshot": ("name",),

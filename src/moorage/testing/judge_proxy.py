@@ -137,7 +137,7 @@ class Proxy:
     ) -> bytes:
         metadata = tuple(
             (key, value)
-            for key, value in context.invocation_metadata()
+            for key, value in context.invocation_metadata() or ()
             if not key.startswith(("grpc-", ":")) and key not in ("user-agent", "te", "content-type")
         )
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(rpc.path)

@@ -58,6 +58,10 @@ class Judge(Protocol):
         """Something happened that must not."""
         ...
 
+    def check_unattached(self, disk: Disk, node: str, what: str) -> None:
+        """A node asks for a disk that is not attached to it."""
+        ...
+
     def check_detach(self, disk: Disk, node: str) -> None:
         """A controller is about to take the disk from the node."""
         ...
@@ -120,6 +124,12 @@ class Backend:
             return self._effects[type(step)](step)
         except Refused as refusal:
             return failed(step, refusal.status, refusal.text, is_final=True)
+
+    def is_done(self, step: steps.Step) -> bool:
+        """Whether a volume is there already, or gone already, as the step wants it."""
+        if isinstance(step, steps.CreateVolume):
+            return any(d.name == step.name for d in self.disks.values())
+        return isinstance(step, steps.DeleteVolume) and step.external_id not in self.disks
 
     def _get(self, external_id: str) -> Disk:
         if external_id not in self.disks:
@@ -190,7 +200,7 @@ class Backend:
     def _check_attached(self, step: steps.StageVolume | steps.PublishVolume, node: str) -> Disk:
         disk = self._get(step.external_id)
         if self.is_attaching and node not in disk.attached:
-            self.judge.violate("csi_order", f"{type(step).__name__} of {disk.external_id} on {node}: not attached")
+            self.judge.check_unattached(disk, node, type(step).__name__)
             raise Refused("FAILED_PRECONDITION", "not attached here")
         return disk
 

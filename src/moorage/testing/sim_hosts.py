@@ -127,8 +127,10 @@ class Host:
                 try:
                     await self._run_agent()
                 except Exception as error:  # noqa: BLE001 - whatever ends an agent is a finding
-                    self._world.violate_crash(self.name, error)
-                    self._pause_s = 1.0
+                    # What a process says while it is killed, nobody hears.
+                    if not scope.cancel_called:
+                        self._world.violate_crash(self.name, error)
+                        self._pause_s = 1.0
                 finally:
                     self.is_running = False
             self._scope = None

@@ -90,8 +90,9 @@ class SimClient(Client):
 
     async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
         """See ``Client``."""
+        # Never doubled or late: see docs/simulation.md, "Known limits".
         await self._network.ask(
-            self._host, lambda s: s.nodes.report_plugins(node_id, instances), timeout_s=CALL_TIMEOUT_S, is_write=True
+            self._host, lambda s: s.nodes.report_plugins(node_id, instances), timeout_s=CALL_TIMEOUT_S
         )
 
     async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:

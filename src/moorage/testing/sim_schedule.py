@@ -96,10 +96,10 @@ def draw_schedule(seed: int) -> Schedule:
 
     return Schedule(
         nodes=draw.choice((2, 2, 3)),
-        users=draw.choice((2, 3)),
+        users=draw.choice((2, 3, 4)),
         volumes=draw.choice((1, 2, 3)),
-        faults_s=draw.uniform(25.0, 50.0),
-        user_pause_s=draw.uniform(0.3, 2.0),
+        faults_s=draw.uniform(40.0, 70.0),
+        user_pause_s=draw.uniform(0.2, 1.5),
         is_staging=draw.random() < 0.7,
         is_attaching=draw.random() < 0.85,
         has_hook=draw.random() < 0.3,
@@ -113,7 +113,7 @@ def draw_schedule(seed: int) -> Schedule:
             doubled=some(0.01, 0.2, share=0.4),
             late=some(0.01, 0.2, share=0.4),
             partition_every_s=every(8.0, 25.0),
-            partition_s=draw.choice((4.0, 12.0, 25.0)),
+            partition_s=draw.choice((4.0, 15.0, 25.0)),
         ),
         driver=DriverTrouble(
             delay_s=draw.choice((0.01, 0.1, 0.8)),

@@ -113,6 +113,7 @@ class Server:
         self._group: TaskGroup | None = None
         self._scope: anyio.CancelScope | None = None
         self._pause_s = 0.0
+        self.started_s = 0.0
         # In order of asking: what is asked of a server that dies is answered in that order.
         self._replies: dict[_Reply[Any], None] = {}
 
@@ -130,7 +131,8 @@ class Server:
                 try:
                     await self._run_once()
                 except Exception as error:  # noqa: BLE001 - whatever ends a server is a finding
-                    self._world.violate_crash("server", error)
+                    if not scope.cancel_called:
+                        self._world.violate_crash("server", error)
                 finally:
                     self._scope = self._service = self._group = None
             self._reset_connections()
@@ -141,6 +143,7 @@ class Server:
         async with anyio.create_task_group() as group:
             await group.start(service.run)
             self._world.history.note("server", "is ready")
+            self.started_s = anyio.current_time()
             self._service, self._group = service, group
 
     def _reset_connections(self) -> None:
@@ -153,6 +156,7 @@ class Server:
         if self._scope is not None and not self._scope.cancel_called:
             self._world.history.note("server", f"killed {why}, back in {pause_s:.1f} s")
             self._pause_s = pause_s
+            self._service = None
             self._scope.cancel()
 
     async def ask(self, act: Callable[[Service], Awaitable[Result]]) -> Result:

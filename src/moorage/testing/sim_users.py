@@ -15,7 +15,15 @@ from moorage.errors import MoorageError
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.node import Node
-from moorage.model.volume import ACCESS_MODES, FILE_SYSTEM, READER_MODES, Capability, Secrets, Volume
+from moorage.model.volume import (
+    ACCESS_MODES,
+    FILE_SYSTEM,
+    READER_MODES,
+    SINGLE_NODE_WRITER,
+    Capability,
+    Secrets,
+    Volume,
+)
 from moorage.state import keys
 from moorage.testing.sim_backend import GIB
 from moorage.testing.sim_schedule import PLUGIN
@@ -37,19 +45,21 @@ class Users:
         self._count = 0
         self.volumes = [self._draw_volume(number) for number in range(world.schedule.volumes)]
         self._acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
-            (8, self._create),
-            (14, self._start),
+            (6, self._create),
+            (30, self._start),
             (10, self._stop),
             (2, self._expand),
-            (2, self._delete),
+            (3, self._delete),
             (1, self._snapshot),
             (1, self._drain),
-            (3, self._fence),
+            (6, self._fence),
             (1, self._detach),
         ]
 
     def _draw_volume(self, number: int) -> Volume:
-        modes = self._random.sample(ACCESS_MODES, self._random.choice((1, 1, 2)))
+        modes = self._random.sample(sorted(set(ACCESS_MODES)), self._random.choice((1, 1, 2)))
+        if self._random.random() < 0.4:
+            modes = [SINGLE_NODE_WRITER, *modes[1:]]
         return Volume(
             id=VolumeId(f"v{number}"),
             namespace=NAMESPACE,
@@ -63,6 +73,9 @@ class Users:
     async def run(self, until_s: float) -> None:
         """One user, until a time."""
         weights = [weight for weight, _ in self._acts]
+        await anyio.sleep(1.0)
+        for volume in self.volumes:
+            await self.ask(f"create {volume.id}", lambda s, v=volume: s.registrations.create([v]))
         while self._world.now_s < until_s:
             act = self._random.choices(self._acts, weights)[0][1]
             await act()
@@ -118,18 +131,30 @@ class Users:
 
     async def _start(self) -> None:
         draw = self._random
+        ready = [v for v in self.volumes if self._is_ready(v)] if draw.random() < 0.95 else self.volumes
+        hosts = [h for h in self._world.hosts if self._world.validators.is_well(h.node_id)]
+        if not ready:
+            await self._create()
+            return
         self._count += 1
-        host = draw.choice(self._world.hosts)
-        chosen = draw.sample(self.volumes, min(len(self.volumes), draw.choice((1, 1, 2))))
+        host = draw.choice(hosts or self._world.hosts)
+        chosen = draw.sample(ready, min(len(ready), draw.choice((1, 1, 1, 2))))
         allocation = Allocation(
             id=AllocationId(f"a{self._count}"),
             namespace=NAMESPACE,
             node_id=NodeId(host.node_id),
             volumes=tuple(self._request(v, f"a{self._count}", host.target_dir) for v in chosen),
         )
-        for _ in range(draw.choice((1, 1, 2))):
+        for _ in range(draw.choice((1, 3))):
             if await self.ask(f"start {allocation.id} on {host.name}", lambda s: s.allocations.start(allocation)):
                 return
+            await anyio.sleep(draw.uniform(0.0, 1.0))
+        if draw.random() < 0.3:
+            await self._stop()
+
+    def _is_ready(self, volume: Volume) -> bool:
+        known = self._world.validators.records.get(keys.volume_key(NAMESPACE, volume.id))
+        return isinstance(known, Volume) and known.state == "ready" and known.wanted == "present"
 
     def _request(self, volume: Volume, allocation_id: str, target_dir: str) -> VolumeRequest:
         draw = self._random
@@ -150,8 +175,11 @@ class Users:
 
     async def _stop(self) -> None:
         live = self.list_live()
-        if live:
-            await self.stop(self._random.choice(live))
+        running = [a for a in live if self._world.validators.records[f"{keys.ALLOCATIONS}{a}"].status == "running"]
+        if live and (not running or self._random.random() < 0.2):
+            running = live if self._random.random() < 0.25 else []
+        if running:
+            await self.stop(self._random.choice(running))
 
     async def stop(self, allocation_id: str) -> None:
         """Stop a use."""

@@ -222,6 +222,12 @@ class Validators:
         found = [f for f in self.freed.values() if (f.node_id, f.external_id) == (host.node_id, disk.external_id)]
         return found[-1] if found else None
 
+    def check_unattached(self, disk: Disk, node: str, what: str) -> None:
+        """A node asks for a disk that is not attached to it: it may not have heard yet that it lost the disk."""
+        node_id = self._world.find_host_named(node).node_id
+        if not any((f.node_id, f.external_id) == (node_id, disk.external_id) for f in self.freed.values()):
+            self.violate("csi_order", f"{what} of {disk.external_id} on {node}: not attached")
+
     def check_detach(self, disk: Disk, node: str) -> None:
         """A controller takes the disk from a node."""
         host = self._world.find_host_named(node)

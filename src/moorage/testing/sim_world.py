@@ -15,13 +15,14 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import anyio
 import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
+from moorage.engine.ports import EngineSettings
+from moorage.engine.reconciler import Parts
 from moorage.engine.service import Service
 from moorage.model.claim import Allocation, Claim, Mounted
 from moorage.model.ids import NodeId, PluginId
@@ -71,18 +72,22 @@ class Clock:
         return int(anyio.current_time() * 1e9)
 
 
-def make_service(repo: Repo, world: World) -> Service:
-    """The engine as it is."""
+def make_service(
+    repo: Repo, world: World, *, parts: Parts | None = None, settings: EngineSettings | None = None
+) -> Service:
+    """The engine as it is, but for what is named."""
     chance = SeededChance(world.random.getrandbits(64))
     hook = PowerSwitch(world) if world.schedule.has_hook else None
-    return Service(repo, world.clock, chance, make_settings(), hook=hook)
+    return Service(repo, world.clock, chance, settings or make_settings(), hook=hook, parts=parts)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How to build a world: ``make`` builds the engine; ``is_lying``: agents call themselves clean without cleaning."""
+    """How to build a world: ``make`` builds the engine; ``is_lying``: agents call themselves clean without cleaning;
+    ``adjust`` changes the schedule that the seed drew."""
 
     make: Callable[[Repo, World], Service] = make_service
     is_lying: bool = False
+    adjust: Callable[[Schedule], Schedule] = lambda schedule: schedule
 
 
 class World:
@@ -176,6 +181,8 @@ class World:
             group.cancel_scope.cancel()
 
     async def _settle(self) -> None:
+        while self.server.service is None:  # noqa: ASYNC110 - it comes back by itself
+            await anyio.sleep(0.1)
         for host in self.hosts:
             await self.users.open(host.node_id)
         if not await self._wait(self._find_unsettled, "settles"):
@@ -253,33 +260,43 @@ def _names(hosts: set[Host]) -> list[str]:
     return sorted(h.name for h in hosts)
 
 
-def run(seed: int, *, plan: Plan | None = None, schedule: Schedule | None = None) -> Result:
+def run(seed: int, *, plan: Plan | None = None) -> Result:
     """Run a seed from its beginning to its end."""
+    plan = plan or Plan()
+    schedule = plan.adjust(draw_schedule(seed))
     root = tempfile.mkdtemp(prefix="ms-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    started: list[World] = []
+
+    async def main() -> None:
+        started.append(World(seed, schedule, root, plan))
+        await started[0].run()
+
+    stuck = ""
     try:
-        return virtual_loop.run(
-            partial(_run_world, seed, schedule or draw_schedule(seed), root, plan or Plan()), seed=seed
-        )
+        virtual_loop.run(main, seed=seed)
+    except (virtual_loop.NothingLeft, virtual_loop.Spinning) as error:
+        stuck = repr(error)
     finally:
         structlog.configure(**before)
         shutil.rmtree(root, ignore_errors=True)
+    return _tell(started[0], stuck)
 
 
-async def _run_world(seed: int, schedule: Schedule, root: str, plan: Plan) -> Result:
-    world = World(seed, schedule, root, plan)
-    try:
-        await world.run()
-    except (virtual_loop.NothingLeft, virtual_loop.Spinning) as error:
-        world.violate_crash("loop", error)
+def _tell(world: World, stuck: str) -> Result:
+    history = world.history
+    violations = tuple(history.violations)
+    if stuck:
+        at_s = history.events[-1].at_s if history.events else 0.0
+        violations += (Violation("no_crash", at_s, stuck),)
     return Result(
-        seed=seed,
-        violations=tuple(world.history.violations),
-        digest=world.history.digest,
-        events=world.history.count,
+        seed=world.seed,
+        violations=violations,
+        digest=history.digest,
+        events=history.count,
         commits=world.validators.revision,
         calls=world.calls.count,
-        virtual_s=world.now_s,
-        tail=tuple(str(e) for e in world.history.events) if world.history.violations else (),
+        virtual_s=history.events[-1].at_s if history.events else 0.0,
+        tail=tuple(str(e) for e in history.events) if violations else (),
     )

@@ -1,0 +1,98 @@
+"""Defects to plant, each in one place, to show that the simulation finds them.
+
+report_unchecked      a report is folded in whatever revision it was about
+freed_by_timer        writers of a lost node are freed by a timer
+detach_unasked        a released claim is detached before its node said that it let go
+fresh_names           each try to create a volume uses a name of its own
+renewed_unclean       an agent that comes back calls itself clean without having cleaned
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from moorage.engine.outcomes import Outcomes
+from moorage.engine.planning import Plan as Planning
+from moorage.engine.planning import Planner
+from moorage.engine.reconciler import Parts
+from moorage.engine.service import Service
+from moorage.model.assignment import Report
+from moorage.model.claim import Claim, Mounted, NodeDetached
+from moorage.model.steps import CreateVolume
+from moorage.state.repo import Repo
+from moorage.state.view import Record
+from moorage.testing import sim_world
+from moorage.testing.sim_schedule import Schedule
+from moorage.testing.sim_server import make_settings
+from moorage.testing.sim_world import Plan, Result, World, make_service
+
+replace = msgspec.structs.replace
+
+
+class UncheckedOutcomes(Outcomes):
+    """Folds every report."""
+
+    def is_current(self, found: Record[Any], report: Report) -> bool:
+        """See ``Outcomes``."""
+        return True
+
+
+class HastyPlanner(Planner):
+    """Takes a mounted claim that is to be released for one that the node has let go of."""
+
+    def plan_claim(self, key: str, record: Record[Claim], claim: Claim, now_ns: int) -> Planning:
+        """See ``Planner``."""
+        if claim.wanted == "released" and isinstance(claim.state, Mounted):
+            claim = replace(claim, state=NodeDetached())
+        return super().plan_claim(key, record, claim, now_ns)
+
+
+class ForgetfulPlanner(Planner):
+    """Does not know the name under which a volume was asked for before."""
+
+    def plan(self, key: str, *, now_ns: int) -> Planning:
+        """See ``Planner``."""
+        plan = super().plan(key, now_ns=now_ns)
+        if plan.planned is None or not isinstance(plan.planned.assignment.step, CreateVolume):
+            return plan
+        assignment = plan.planned.assignment
+        step = replace(assignment.step, name=f"{assignment.step.name}-{assignment.revision}")
+        return replace(plan, planned=replace(plan.planned, assignment=replace(assignment, step=step)))
+
+
+def _make_with(
+    parts: Parts, *, is_takeover_timed: bool = False, adjust: Callable[[Schedule], Schedule] = lambda schedule: schedule
+) -> Plan:
+    def make(repo: Repo, world: World) -> Service:
+        return make_service(repo, world, parts=parts, settings=make_settings(is_takeover_timed=is_takeover_timed))
+
+    return Plan(make=make, adjust=adjust)
+
+
+def _with_late_requests(schedule: Schedule) -> Schedule:
+    """One volume that comes and goes, and reports that arrive when it is another one."""
+    network = replace(schedule.network, late=0.4, late_s=12.0, doubled=0.3)
+    return replace(schedule, volumes=1, users=4, user_pause_s=0.2, network=network)
+
+
+def _with_long_partitions(schedule: Schedule) -> Schedule:
+    """Nodes that are out of reach for longer than the lease and the grace."""
+    network = replace(schedule.network, partition_every_s=6.0, partition_s=25.0)
+    return replace(schedule, users=4, user_pause_s=0.3, is_self_fencing=False, network=network)
+
+
+PLANS: dict[str, Plan] = {
+    "report_unchecked": _make_with(Parts(outcomes=UncheckedOutcomes), adjust=_with_late_requests),
+    "freed_by_timer": _make_with(Parts(), is_takeover_timed=True, adjust=_with_long_partitions),
+    "detach_unasked": _make_with(Parts(planner=HastyPlanner)),
+    "fresh_names": _make_with(Parts(planner=ForgetfulPlanner)),
+    "renewed_unclean": Plan(is_lying=True, adjust=_with_long_partitions),
+}
+
+
+def run_planted(seed: int, defect: str | None) -> Result:
+    """Run a seed, with a defect if one is named."""
+    return sim_world.run(seed, plan=PLANS[defect] if defect else None)

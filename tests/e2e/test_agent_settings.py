@@ -1,0 +1,139 @@
+"""Programs that read moorage.toml: a driver that the agent runs and starts again, one found by its socket, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import describe_volume, put
+from dev_server import Fleet, Program, find_port, wait_until
+
+HEALTHY_S = 10.0
+
+
+def write_settings(fleet: Fleet, server: Program, more: str = "") -> str:
+    file = fleet.place / "moorage.toml"
+    command = [sys.executable, "-m", "moorage", "driver", "local", "--endpoint", f"unix://{fleet.place}/d/csi.sock"]
+    command += ["--data", str(fleet.place / "volumes"), "--node-id", "one"]
+    file.write_text(
+        f"""
+[agent]
+server = "{server.url}"
+data_dir = "{fleet.place}/agent"
+plugin_dirs = ["{fleet.place}/plugins"]
+{more}
+[[driver]]
+name = "disk"
+command = {json.dumps(command)}
+socket_dir = "{fleet.place}/d"
+environment = {{ SOME_VARIABLE = "x" }}
+"""
+    )
+    return str(file)
+
+
+def start_agent(fleet: Fleet, server: Program, more: str = "") -> Program:
+    return fleet._start(["agent", "--config", write_settings(fleet, server, more)], "agent")
+
+
+def read_plugin(server: Program, name: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server.url}/v1/plugins?type=csi", timeout=10) as answer:
+        plugins: list[dict[str, Any]] = json.load(answer)
+    return next((p for p in plugins if p["ID"] == name), {})
+
+
+def is_healthy(server: Program, name: str) -> bool:
+    return read_plugin(server, name).get("NodesHealthy", 0) == 1
+
+
+def find_driver(fleet: Fleet) -> int:
+    """The process of the supervised driver, or 0."""
+    for pid in fleet.find_processes():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"driver" in words and b"-c" not in words:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            assert b"SOME_VARIABLE=x" in environment
+            assert f"CSI_ENDPOINT=unix://{fleet.place}/d/csi.sock".encode() in environment
+            return pid
+    return 0
+
+
+def test_a_driver_that_was_killed_is_started_again_and_healthy_in_time(fleet: Fleet) -> None:
+    server = fleet.start_server()
+    agent = start_agent(fleet, server)
+    wait_until(lambda: is_healthy(server, "disk"), "the driver is healthy")
+    first = find_driver(fleet)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: find_driver(fleet) not in (0, first), "it runs again", within_s=HEALTHY_S)
+    wait_until(lambda: "code=-9" in agent.log, "its end is told")
+    wait_until(lambda: is_healthy(server, "disk"), "healthy again", within_s=HEALTHY_S)
+    began = time.monotonic()
+    body = describe_volume("data")
+    body["Volumes"][0]["PluginID"] = "disk"
+    put(server.url, "/v1/volume/csi/data/create", body)
+    assert time.monotonic() - began < HEALTHY_S
+    assert "event=driver.said driver=disk" in agent.log
+
+
+def test_a_driver_ends_with_its_agent_even_when_that_is_killed(fleet: Fleet) -> None:
+    server = fleet.start_server()
+    agent = start_agent(fleet, server)
+    wait_until(lambda: is_healthy(server, "disk"), "the driver is healthy")
+    first = find_driver(fleet)
+    agent.kill()
+    wait_until(lambda: not Path(f"/proc/{first}").exists(), "the driver ended too", within_s=HEALTHY_S)
+    agent.restart()
+    wait_until(lambda: find_driver(fleet), "a new one runs")
+    wait_until(lambda: is_healthy(server, "disk"), "it is healthy", within_s=HEALTHY_S * 2)
+
+
+def test_a_driver_that_somebody_else_runs_is_found_by_its_socket(fleet: Fleet) -> None:
+    server = fleet.start_server()
+    start_agent(fleet, server, "plugin_gone_s = 0.5")
+    words = ["driver", "local", "--endpoint", f"unix://{fleet.place}/plugins/found/csi.sock"]
+    (fleet.place / "plugins" / "found").mkdir(parents=True)
+    driver = fleet._start([*words, "--data", str(fleet.place / "other"), "--node-id", "n"], "driver")
+    wait_until(lambda: is_healthy(server, "found"), "it is found", within_s=HEALTHY_S)
+    driver.kill()
+    wait_until(lambda: read_plugin(server, "found").get("NodesHealthy") == 0, "it is sick", within_s=HEALTHY_S * 2)
+    driver.restart()
+    wait_until(lambda: is_healthy(server, "found"), "it is well again", within_s=HEALTHY_S)
+    driver.stop()
+    (fleet.place / "plugins" / "found" / "csi.sock").unlink(missing_ok=True)
+    wait_until(lambda: read_plugin(server, "found") == {}, "it is forgotten", within_s=HEALTHY_S * 2)
+    assert is_healthy(server, "disk")
+
+
+@pytest.mark.parametrize("program", ["server", "agent", "dev"])
+def test_a_slip_in_the_settings_stops_every_program(fleet: Fleet, program: str) -> None:
+    file = fleet.place / "moorage.toml"
+    file.write_text("[fencing]\nleas_s = 3\n")
+    found = subprocess.run(
+        [sys.executable, "-m", "moorage", program, "--config", str(file)],
+        check=False,
+        capture_output=True,
+        timeout=30,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1] == (
+        f"moorage {program}: settings file {file}: unknown key fencing.leas_s; the nearest known one is fencing.lease_s"
+    )
+
+
+def test_dev_takes_its_settings_from_a_file(fleet: Fleet) -> None:
+    port = find_port()
+    file = fleet.place / "moorage.toml"
+    file.write_text(
+        f"[server]\nbind = '127.0.0.1:{port}'\ndata_dir = '{fleet.place}/dev'\n[agent]\nplugin_id = 'own'\n"
+    )
+    dev = fleet._start(["dev", "--config", str(file)], "dev", url=f"http://127.0.0.1:{port}")
+    assert is_healthy(dev, "own")
