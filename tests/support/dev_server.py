@@ -36,7 +36,11 @@ LOG_TAIL_LINES = 60
 # Below the kernel's ephemeral ports: a client that dials a dead server's port must not be given that port itself.
 PORTS = range(20000, 32000)
 MARK = "MOORING_TEST"
+# Set to 1: every driver of a fleet stands behind a judge of orchestrators, and a finding fails the test.
+IS_JUDGED = os.environ.get("MOORAGE_TEST_JUDGE") == "1"
+JUDGED_PROGRAM = Path(__file__).with_name("judged_program.py")
 NOBODY = 65534
+MOORAGE = ("-m", "moorage")
 _SETTINGS = ("MOORAGE_", "NOMAD_")
 _DRIVER_READY = re.compile(r"\bready\b.* endpoint=")
 
@@ -119,8 +123,17 @@ def find_ordinary_identity() -> Identity | None:
 class Program:
     """One program of a fleet, which may be ended and started again. ``url`` is empty for what serves no HTTP."""
 
-    def __init__(self, words: Sequence[str], place: Path, *, name: str, identity: Identity, url: str = "") -> None:
-        self.words = [identity.interpreter, "-m", "moorage", *words]
+    def __init__(
+        self,
+        words: Sequence[str],
+        place: Path,
+        *,
+        name: str,
+        identity: Identity,
+        url: str = "",
+        module: Sequence[str] = MOORAGE,
+    ) -> None:
+        self.words = [identity.interpreter, *module, *words]
         self.name = name
         self.url = url
         self.log_file = place / f"{name}.log"
@@ -222,7 +235,8 @@ class Fleet:
         """`moorage dev`, ready: its driver is healthy."""
         port = find_port()
         words = ["dev", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "dev"), "--plugin-id", plugin_id]
-        return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}")
+        module = [str(JUDGED_PROGRAM), str(self.place / f"{port}.calls")] if IS_JUDGED else MOORAGE
+        return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}", module=module)
 
     def start_server(self) -> Program:
         """`moorage server`, ready."""
@@ -232,7 +246,15 @@ class Fleet:
 
     def start_driver(self) -> Program:
         """`moorage driver local`, ready; its socket is ``driver_socket``."""
-        words = ["driver", "local", "--endpoint", f"unix://{self.driver_socket}", "--data", str(self.place / "volumes")]
+        socket = self.driver_socket
+        if IS_JUDGED:
+            socket = socket.with_name("judged.sock")
+            socket.parent.mkdir(mode=0o700, exist_ok=True)
+            self._give(socket.parent)
+            words = ["--listen", f"unix://{self.driver_socket}", "--driver", f"unix://{socket}"]
+            module = ["-m", "moorage.testing.driver_judge"]
+            self._start([*words, "--log", str(self.place / "driver.calls")], "judge", module=module)
+        words = ["driver", "local", "--endpoint", f"unix://{socket}", "--data", str(self.place / "volumes")]
         return self._start([*words, "--node-id", "node-1"], "driver")
 
     @property
@@ -245,8 +267,8 @@ class Fleet:
         words = ["agent", "--server", server.url, "--data-dir", str(self.place / "agent")]
         return self._start([*words, "--plugin", f"{plugin_id}=unix://{self.driver_socket}"], "agent")
 
-    def _start(self, words: Sequence[str], name: str, *, url: str = "") -> Program:
-        program = Program(words, self.place, name=name, identity=self.identity, url=url)
+    def _start(self, words: Sequence[str], name: str, *, url: str = "", module: Sequence[str] = MOORAGE) -> Program:
+        program = Program(words, self.place, name=name, identity=self.identity, url=url, module=module)
         self.programs.append(program)
         program.restart()
         return program
@@ -258,6 +280,12 @@ class Fleet:
         return list_marked(self.place)
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    def find_faults(self) -> list[str]:
+        """What the judges found, if there were any."""
+        from moorage.testing.driver_judge import format_finding, judge_log
+
+        return [format_finding(finding) for log in sorted(self.place.glob("*.calls")) for finding in judge_log(log)]
 
     def close(self) -> list[int]:
         """Stop everything, show the logs, remove the directory; returns processes that stayed, which it then kills."""
@@ -299,5 +327,7 @@ def running_fleet(identity: Identity | None = None) -> Iterator[Fleet]:
     except BaseException:
         fleet.close()
         raise
+    faults = fleet.find_faults()
     left = fleet.close()
     assert not left, f"processes {left} outlived the programs that started them"
+    assert not faults, "\n".join(faults)

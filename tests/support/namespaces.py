@@ -32,7 +32,10 @@ NETWORK = "10.213.0"
 SWITCH_ADDRESS = f"{NETWORK}.1"
 SERVER_PORT = 4646
 ANSWER_S = 20.0
+ASKERS = 8
 LOG_TAIL_LINES = 40
+# Ends what is started when the tests' own process ends, however it ends.
+_TIED = ("setpriv", "--pdeathsig", "KILL")
 _CLONE_NEWNET = 0x40000000
 # The last word of a host's first process; the host is up when it was said.
 _BOOT = """
@@ -57,7 +60,7 @@ class Job:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MOORAGE_", "NOMAD_"))}
         with self.out_file.open("wb") as out, self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*enter, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=log, cwd=place, env=environment
+                [*_TIED, *enter, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=log, cwd=place, env=environment
             )
         self.pid = self._process.pid
         if forks:
@@ -136,7 +139,7 @@ class Host:
         """Switch it on, with a new boot ID."""
         assert self._first is None, f"{self.name} is on already"
         self._boot_file.write_text(f"{uuid.uuid4()}\n")
-        words = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        words = [*_TIED, "unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         out = self.place / "boot.out"
         with out.open("wb") as file:
             self._first = subprocess.Popen(
@@ -202,7 +205,7 @@ class Host:
         """Switch it off and show the end of its logs."""
         if self._first is not None:
             self.power_off()
-        for file in sorted(self.place.glob("*.log")):
+        for file in () if self._lan.is_quiet else sorted(self.place.glob("*.log")):
             lines = file.read_text(errors="replace").splitlines()
             print(f"--- {self.name} {file.name}: the last of {len(lines)} lines")
             print("\n".join(line[:600] for line in lines[-LOG_TAIL_LINES:]))
@@ -214,20 +217,22 @@ class Lan:
     def __init__(self) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="lan-", dir="/tmp")).resolve()
         self.hosts: list[Host] = []
+        self.is_quiet = False
         self.server: Job | None = None
         self.url = f"http://{SWITCH_ADDRESS}:{SERVER_PORT}"
         self._switch = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 100000"], stdin=subprocess.DEVNULL
+            [*_TIED, "unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 100000"], stdin=subprocess.DEVNULL
         )
         own = os.stat("/proc/self/ns/net").st_ino
         wait_until(
             lambda: os.stat(f"/proc/{self._switch.pid}/ns/net").st_ino != own, "the switch is there", within_s=10
         )
         self.enter_switch = ["nsenter", f"--net=/proc/{self._switch.pid}/ns/net", "--"]
-        run(*self.enter_switch, "ip", "link", "add", "br0", "type", "bridge")
+        # An address of its own: otherwise it is that of a cable, and changes with it under the hosts.
+        run(*self.enter_switch, "ip", "link", "add", "br0", "address", "02:0a:d5:00:00:01", "type", "bridge")
         run(*self.enter_switch, "ip", "addr", "add", f"{SWITCH_ADDRESS}/24", "dev", "br0")
         run(*self.enter_switch, "ip", "link", "set", "br0", "up")
-        self._asker = ThreadPoolExecutor(1, initializer=_enter_network, initargs=(self._switch.pid,))
+        self._asker = ThreadPoolExecutor(ASKERS, initializer=_enter_network, initargs=(self._switch.pid,))
 
     def add_host(self) -> Host:
         """One more host, switched on."""
@@ -286,7 +291,8 @@ class Lan:
         if self.server is not None:
             with contextlib.suppress(AssertionError):
                 self.server.stop()
-            print(f"--- server:\n{self.server.tail()}")
+            if not self.is_quiet:
+                print(f"--- server:\n{self.server.tail()}")
 
 
 @contextlib.contextmanager

@@ -330,7 +330,7 @@ def test_the_program_runs_a_driver_and_ends_with_a_verdict(place: Path) -> None:
     command = [sys.executable, "-m", "moorage.testing.driver_judge", *words, "--die-with-parent", "{pid}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == f"ready unix://{front}\n"
         anyio.run(_ask_until_ready, front)
         process.terminate()
         _, said = process.communicate(timeout=20)
@@ -351,6 +351,18 @@ async def _ask_until_ready(front: Path) -> None:
             await anyio.sleep(0.05)
     await send(channel, "ControllerUnpublishVolume", 'volume_id: "v"')
     await channel.close()
+
+
+def test_the_program_ends_with_its_driver_and_names_a_path_that_it_cannot_have(place: Path) -> None:
+    words = ["--listen", f"unix://{place}/none/a.sock", "--driver", f"unix://{place}/b.sock"]
+    command = [sys.executable, "-m", "moorage.testing.driver_judge", *words, "--log", str(place / "log")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert found.returncode == 2
+    assert "a.sock" in found.stderr
+    command[4] = f"unix://{place}/a.sock"
+    found = subprocess.run([*command, "--run", "true"], capture_output=True, text=True, check=False, timeout=30)
+    assert found.returncode == 0
+    assert "0 calls, 0 findings" in found.stderr
 
 
 def test_the_program_names_a_wrong_argument(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
+import msgspec
 import pytest
 from engine_kit import NODE, PLUGIN, Kit, running_kit
 
+from moorage.api.http import Request
 from moorage.errors import Conflict
 from moorage.model import steps
-from moorage.model.assignment import MountedReport, Report, StepReport, UnmountedReport
+from moorage.model.assignment import MountedReport, NodeRegistration, Report, StepReport, UnmountedReport
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
 from moorage.model.node import Node
@@ -212,3 +214,12 @@ async def test_draining_takes_no_new_uses_and_releases_the_running_ones() -> Non
         await wait_for(lambda: kit.service.reads.list_nodes()[0].value.wanted == "closed")
         await kit.service.nodes.set_wanted(NODE, "active")
         assert status_of(kit, await claim(kit, NODE)) == "pending"
+
+
+async def test_an_agent_hears_by_the_status_that_its_node_was_lost() -> None:
+    async with running_kit(fencing=QUICK) as kit:
+        await wait_for(lambda: is_down(kit))
+        body = msgspec.json.encode(NodeRegistration(node=Node(id=NODE, name="n1", boot_id="b1")))
+        path = f"/v1/node/{NODE}/register"
+        request = Request(method="PUT", path=path, parts=tuple(path.split("/")[1:]), body=body)
+        assert (await kit.app.answer(request)).status == 409

@@ -27,7 +27,14 @@ PROBLEM = "application/problem+json"
 _OWN_MEMBERS = frozenset({"type", "title", "status", "detail", "code"})
 
 # Recorded servers answer 500 to nearly every refusal; these codes alone have a status of their own.
-PLAIN_STATUS: dict[str, int] = {"bad_request": 400, "forbidden": 403, "node_missing": 404, "allocation_missing": 404}
+PLAIN_STATUS: dict[str, int] = {
+    "bad_request": 400,
+    "forbidden": 403,
+    "node_missing": 404,
+    "allocation_missing": 404,
+    # An agent decides by it: a node that was lost comes back only clean.
+    "node_lost": 409,
+}
 
 _HONEST_STATUS: tuple[tuple[type[MoorageError], int], ...] = (
     (BadRequest, 400),

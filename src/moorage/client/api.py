@@ -29,6 +29,7 @@ from moorage.model.node import Node
 from moorage.model.plugin import Instance
 
 CALL_TIMEOUT_S = 30.0
+REGISTER_TIMEOUT_S = 3.0
 WAIT_SLACK = 1.0625  # a server spreads the ends of waits over a sixteenth more
 RETRY_FIRST_S = 0.1
 RETRY_CAP_S = 5.0
@@ -67,7 +68,10 @@ class Client:
     async def register_node(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
         """Make the node known, or renew its lease. Raises Conflict when the server had lost the node: clean first."""
         body = _encode(NodeRegistration(node=node, is_clean=is_clean))
-        return _decode(await self._call("PUT", _page(node.id, "register"), body=body), NodeRegistered)
+        # Short: a heartbeat that hangs in a dead connection must not outlast the lease that it renews.
+        timeout_s = min(self._call_timeout_s, REGISTER_TIMEOUT_S)
+        answer = await self._call("PUT", _page(node.id, "register"), body=body, timeout_s=timeout_s)
+        return _decode(answer, NodeRegistered)
 
     async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
         """Tell all driver instances of the node; one that is left out is gone."""
@@ -90,8 +94,12 @@ class Client:
         timeout_s = wait_s * WAIT_SLACK + self._call_timeout_s
         return _checked(await self._transport.request("GET", path, query=query, body=None, timeout_s=timeout_s))
 
-    async def _call(self, method: str, path: str, *, body: bytes | None = None) -> Answer:
-        answer = await self._transport.request(method, path, query={}, body=body, timeout_s=self._call_timeout_s)
+    async def _call(
+        self, method: str, path: str, *, body: bytes | None = None, timeout_s: float | None = None
+    ) -> Answer:
+        answer = await self._transport.request(
+            method, path, query={}, body=body, timeout_s=timeout_s or self._call_timeout_s
+        )
         return _checked(answer)
 
 

@@ -92,7 +92,7 @@ class Planner:
         # Operations whose answer has been read: their records may go.
         self.read_operations: set[str] = set()
         # The controller that had the last call of a serial key, the newest last.
-        self._controllers: dict[str, NodeId] = {}
+        self.controllers: dict[str, NodeId] = {}
 
     def plan(self, key: str, *, now_ns: int) -> Plan:
         """The plan for the record under a store key; FINISHED when there is none."""
@@ -208,14 +208,14 @@ class Planner:
         if progress.next_try_at_ns > now_ns:
             return Plan(due_at_ns=progress.next_try_at_ns, is_finished=False)
         plugin = self._view.find_plugin(plugin_id)
-        busy = self._controllers.pop(serial, None)
+        busy = self.controllers.pop(serial, None)
         node_id = choose_controller(plugin.value if plugin else None, busy=busy)
         if node_id is None:
             return UNFINISHED
         if serial:
-            self._controllers[serial] = node_id
-            if len(self._controllers) > CONTROLLERS_MAX:
-                del self._controllers[next(iter(self._controllers))]
+            self.controllers[serial] = node_id
+            if len(self.controllers) > CONTROLLERS_MAX:
+                del self.controllers[next(iter(self.controllers))]
         assignment = StepAssignment(
             key=key,
             revision=type(self._view.revision)(revision),

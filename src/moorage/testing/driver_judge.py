@@ -18,12 +18,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 import msgspec
 
@@ -33,6 +32,8 @@ from moorage.testing.judge_proxy import Proxy
 from moorage.testing.judge_records import Ended, Gone, LogFile, Opened, Scope, Started, read_log
 
 STOP_S = 5.0
+DRIVER_START_S = 10.0
+DRIVER_LOOK_S = 0.02
 _PR_SET_PDEATHSIG = 1
 _SELF_DESCRIBING = (
     "GetPluginCapabilities", "ControllerGetCapabilities", "NodeGetCapabilities", "NodeGetInfo",
@@ -123,11 +124,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not text.startswith("unix:///"):
             print(f"driver_judge: --{name} {text!r} is not unix:///PATH.sock", file=sys.stderr)
             return 2
+    errors: list[BaseException] = []
     try:
         proxy = Proxy(listen=paths["listen"], driver=paths["driver"], log=args.log, scope=args.scope)
         anyio.run(partial(_serve, proxy, args.run))
-    except (OSError, ValueError, RuntimeError) as error:
+    except* (OSError, ValueError, RuntimeError) as group:
+        errors = _flatten(group)
+    for error in errors:
         print(f"driver_judge: {error}", file=sys.stderr)
+    if errors:
         return 2
     verdict = reach_verdict((args.log,))
     args.log.with_name(f"{args.log.name}.verdict").write_bytes(msgspec.json.encode(verdict))
@@ -135,6 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_finding(finding), file=sys.stderr)
     print(f"driver_judge: {verdict.calls} calls, {len(verdict.findings)} findings", file=sys.stderr)
     return 1 if verdict.findings else 0
+
+
+def _flatten(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [inner for part in error.exceptions for inner in _flatten(part)]
+    return [error]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -162,16 +173,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 async def _serve(proxy: Proxy, command: Sequence[str]) -> None:
     """Serve until a signal, or until the driver that was started here ends."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with proxy.serve(), anyio.create_task_group() as group:
-            print("ready", flush=True)
-            if command:
-                group.start_soon(_run_driver, [word.replace("{pid}", str(os.getpid())) for word in command], group)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_listen, proxy, command)
             async for _ in signals:
                 break
             group.cancel_scope.cancel()
 
 
-async def _run_driver(command: Sequence[str], group: anyio.abc.TaskGroup) -> None:
+async def _listen(proxy: Proxy, command: Sequence[str]) -> None:
+    async with anyio.create_task_group() as group:
+        if command:
+            group.start_soon(_run_driver, [word.replace("{pid}", str(os.getpid())) for word in command])
+            await _wait_serving(proxy.driver)
+        async with proxy.serve():
+            print(f"ready unix://{proxy.listen}", flush=True)
+            await anyio.sleep_forever()
+
+
+async def _wait_serving(socket: Path) -> None:
+    """Return when the driver takes connections, so that whoever finds the judge finds a driver behind it."""
+    with anyio.move_on_after(DRIVER_START_S):
+        while True:
+            with suppress(OSError):
+                async with await anyio.connect_unix(socket):
+                    return
+            await anyio.sleep(DRIVER_LOOK_S)
+
+
+async def _run_driver(command: Sequence[str]) -> None:
     process = await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=None, stderr=None)
     try:
         await process.wait()

@@ -42,8 +42,8 @@ class Proxy:
     """One judge between the socket ``listen`` and the driver's socket ``driver``."""
 
     def __init__(self, *, listen: Path, driver: Path, log: Path, scope: Scope = "whole") -> None:
-        self._listen = listen
-        self._driver = driver
+        self.listen = listen
+        self.driver = driver
         self._log_path = log
         self._scope: Scope = scope
         self._redactor = Redactor()
@@ -53,7 +53,7 @@ class Proxy:
     async def serve(self) -> AsyncIterator[None]:
         """Listen while the block runs. Raises OSError, ValueError for a path that is no socket's."""
         self._log = LogFile(self._log_path)
-        self._channel = unix_channel(str(self._driver))
+        self._channel = unix_channel(str(self.driver))
         server = grpc.aio.server(
             options=(("grpc.max_receive_message_length", RECEIVE_MAX_BYTES), ("grpc.so_reuseport", 0)),
             maximum_concurrent_rpcs=CALLS_MAX,
@@ -69,14 +69,14 @@ class Proxy:
             Opened(
                 at_ns=time.time_ns(),
                 judge=self._log_path.stem,
-                driver=str(self._driver),
+                driver=str(self.driver),
                 scope=self._scope,
                 boot_id=boot_id.strip(),
             )
         )
         with suppress(FileNotFoundError):
-            os.unlink(self._listen)
-        server.add_insecure_port(f"unix:{self._listen}")
+            os.unlink(self.listen)
+        server.add_insecure_port(f"unix:{self.listen}")
         await server.start()
         try:
             yield

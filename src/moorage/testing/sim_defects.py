@@ -5,6 +5,7 @@ freed_by_timer        writers of a lost node are freed by a timer
 detach_unasked        a released claim is detached before its node said that it let go
 fresh_names           each try to create a volume uses a name of its own
 renewed_unclean       an agent that comes back calls itself clean without having cleaned
+controller_changed    a volume's calls go to whichever controller is first now (was a real one)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from moorage.model.steps import CreateVolume
 from moorage.state.repo import Repo
 from moorage.state.view import Record
 from moorage.testing import sim_world
-from moorage.testing.sim_schedule import Schedule
+from moorage.testing.sim_schedule import NEVER_S, Schedule
 from moorage.testing.sim_server import make_settings
 from moorage.testing.sim_world import Plan, Result, World, make_service
 
@@ -56,11 +57,22 @@ class ForgetfulPlanner(Planner):
     def plan(self, key: str, *, now_ns: int) -> Planning:
         """See ``Planner``."""
         plan = super().plan(key, now_ns=now_ns)
-        if plan.planned is None or not isinstance(plan.planned.assignment.step, CreateVolume):
+        if plan.planned is None:
             return plan
-        assignment = plan.planned.assignment
-        step = replace(assignment.step, name=f"{assignment.step.name}-{assignment.revision}")
+        assignment, step = plan.planned.assignment, plan.planned.assignment.step
+        if not isinstance(step, CreateVolume):
+            return plan
+        step = replace(step, name=f"{step.name}-{assignment.revision}")
         return replace(plan, planned=replace(plan.planned, assignment=replace(assignment, step=step)))
+
+
+class FicklePlanner(Planner):
+    """Forgets which controller had a volume's last call."""
+
+    def plan(self, key: str, *, now_ns: int) -> Planning:
+        """See ``Planner``."""
+        self.controllers.clear()
+        return super().plan(key, now_ns=now_ns)
 
 
 def _make_with(
@@ -78,6 +90,13 @@ def _with_late_requests(schedule: Schedule) -> Schedule:
     return replace(schedule, volumes=1, users=4, user_pause_s=0.2, network=network)
 
 
+def _with_slow_calls(schedule: Schedule) -> Schedule:
+    """Calls that take long, and nodes that come and go."""
+    driver = replace(schedule.driver, delay_s=1.5)
+    crashes = replace(schedule.crashes, agent_every_s=6.0, server_every_s=NEVER_S, server_at_commit=0.0)
+    return replace(schedule, nodes=3, users=4, user_pause_s=0.3, driver=driver, crashes=crashes)
+
+
 def _with_long_partitions(schedule: Schedule) -> Schedule:
     """Nodes that are out of reach for longer than the lease and the grace."""
     network = replace(schedule.network, partition_every_s=6.0, partition_s=25.0)
@@ -89,10 +108,14 @@ PLANS: dict[str, Plan] = {
     "freed_by_timer": _make_with(Parts(), is_takeover_timed=True, adjust=_with_long_partitions),
     "detach_unasked": _make_with(Parts(planner=HastyPlanner)),
     "fresh_names": _make_with(Parts(planner=ForgetfulPlanner)),
-    "renewed_unclean": Plan(is_lying=True, adjust=_with_long_partitions),
+    "controller_changed": _make_with(Parts(planner=FicklePlanner), adjust=_with_slow_calls),
+    "renewed_unclean": Plan(is_lying=True, is_strict=True, adjust=_with_long_partitions),
 }
 
 
+STRICT = Plan(is_strict=True)
+
+
 def run_planted(seed: int, defect: str | None) -> Result:
-    """Run a seed, with a defect if one is named."""
-    return sim_world.run(seed, plan=PLANS[defect] if defect else None)
+    """Run a seed, with a defect if one is named; "strict" counts open findings."""
+    return sim_world.run(seed, plan={**PLANS, "strict": STRICT}[defect] if defect else None)

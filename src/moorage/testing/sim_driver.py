@@ -33,6 +33,7 @@ NODE_STEPS = (
     steps.ExpandNodeVolume,
     steps.GetVolumeStats,
 )
+HEARD_AFTER_S = 15.0
 FINALS = ("INTERNAL", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 
 
@@ -144,8 +145,8 @@ class Calls:
         """Two calls for one volume: the earlier one's caller must have given up, or be out of the server's sight."""
         if earlier.is_left:
             return
-        # A server that was started since does not know where the call went that its predecessor handed out.
-        is_new_server = self._world.server.started_s > earlier.begun_s
+        # A new server does not know what its predecessor handed out, and an agent works that off until it hears.
+        is_new_server = self._world.server.started_s > earlier.begun_s - HEARD_AFTER_S
         is_away = self._world.validators.was_away(earlier.host.node_id, earlier.begun_s - self._world.started_s)
         if earlier.owner == call.owner or not (is_new_server or is_away):
             self._world.history.violate("one_in_flight", f"{call} while {earlier} runs since {earlier.begun_s:.3f}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 KEPT = 4000
-VIOLATIONS_MAX = 20
+VIOLATIONS_MAX = 5
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ import random
 
 import msgspec
 
+from moorage.model.volume import ACCESS_MODES
+
 PLUGIN = "sim"
 NEVER_S = 1e9
 
@@ -77,6 +79,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     has_hook: bool = False
     is_fencing_by_word: bool = True
     has_targets: bool = True
+    modes: tuple[str, ...] = ACCESS_MODES
     is_self_fencing: bool = False
     network: NetworkTrouble
     driver: DriverTrouble

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
 
+from moorage.engine.checks import Written
 from moorage.engine.listings import SnapshotRequest
 from moorage.engine.service import Service
 from moorage.errors import MoorageError
@@ -16,7 +18,6 @@ from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.node import Node
 from moorage.model.volume import (
-    ACCESS_MODES,
     FILE_SYSTEM,
     READER_MODES,
     SINGLE_NODE_WRITER,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 NAMESPACE = NamespaceName("default")
 ASK_TIMEOUT_S = 12.0
+
+
+async def _create_one(volume: Volume, service: Service) -> Written:
+    return await service.registrations.create([volume])
 
 
 class Users:
@@ -57,8 +62,9 @@ class Users:
         ]
 
     def _draw_volume(self, number: int) -> Volume:
-        modes = self._random.sample(sorted(set(ACCESS_MODES)), self._random.choice((1, 1, 2)))
-        if self._random.random() < 0.4:
+        known = self._world.schedule.modes
+        modes = self._random.sample(known, min(len(known), self._random.choice((1, 1, 2))))
+        if SINGLE_NODE_WRITER in known and self._random.random() < 0.4:
             modes = [SINGLE_NODE_WRITER, *modes[1:]]
         return Volume(
             id=VolumeId(f"v{number}"),
@@ -75,7 +81,7 @@ class Users:
         weights = [weight for weight, _ in self._acts]
         await anyio.sleep(1.0)
         for volume in self.volumes:
-            await self.ask(f"create {volume.id}", lambda s, v=volume: s.registrations.create([v]))
+            await self.ask(f"create {volume.id}", partial(_create_one, volume))
         while self._world.now_s < until_s:
             act = self._random.choices(self._acts, weights)[0][1]
             await act()

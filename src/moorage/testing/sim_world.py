@@ -14,7 +14,8 @@ import random
 import shutil
 import tempfile
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 import msgspec
@@ -83,10 +84,11 @@ def make_service(
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How to build a world: ``make`` builds the engine; ``is_lying``: agents call themselves clean without cleaning;
-    ``adjust`` changes the schedule that the seed drew."""
+    ``is_strict``: open findings count too; ``adjust`` changes the schedule that the seed drew."""
 
     make: Callable[[Repo, World], Service] = make_service
     is_lying: bool = False
+    is_strict: bool = False
     adjust: Callable[[Schedule], Schedule] = lambda schedule: schedule
 
 
@@ -104,6 +106,7 @@ class World:
         self.owners = 0
         self.plugin_id = PluginId(PLUGIN)
         self.is_lying = plan.is_lying
+        self.is_strict = plan.is_strict
         self.validators = Validators(self)
         self.store = SimStore(self)
         self.backend = Backend(self.validators, is_staging=schedule.is_staging, is_attaching=schedule.is_attaching)
@@ -125,7 +128,7 @@ class World:
         """Whether something of this rate happens now."""
         return rate > 0 and draw.random() < rate
 
-    def spawn(self, act: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, act: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something beside everything else; nobody's death ends it."""
         assert self._group is not None
         self._group.start_soon(act)

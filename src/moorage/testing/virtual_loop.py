@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, TypeVar, cast
@@ -71,7 +71,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now_s
 
     def create_task(
-        self, coro: Coroutine[Any, Any, Result], *, name: object = None, context: Context | None = None
+        self,
+        coro: Generator[Any, None, Result] | Coroutine[Any, Any, Result],
+        *,
+        name: object = None,
+        context: Context | None = None,
     ) -> asyncio.Task[Result]:
         """A task with a number, by which an order is told apart from the accidents of memory addresses."""
         task = super().create_task(coro, name=cast(Any, name), context=context)
@@ -116,22 +120,23 @@ class VirtualBackend(AsyncIOBackend):
     """anyio on asyncio, with blocking work done in the loop."""
 
     @classmethod
-    async def run_sync_in_worker_thread(  # type: ignore[override]
+    async def run_sync_in_worker_thread(
         cls,
         func: Callable[..., Result],
         args: tuple[Any, ...],
         abandon_on_cancel: bool = False,
-        limiter: anyio.CapacityLimiter | None = None,
+        limiter: Any = None,
     ) -> Result:
         """Run a blocking function here. A cancelled caller may have left it undone, or done without having heard."""
         loop = cast(VirtualLoop, asyncio.get_running_loop())
+        results: list[Result] = []
         async with limiter or anyio.CapacityLimiter(1):
             with anyio.CancelScope(shield=not abandon_on_cancel):
                 pause_s = loop.random.random()
                 await anyio.sleep(pause_s * BLOCKING_MAX_S if pause_s < 0.3 else 0)
-                result = func(*args)
+                results.append(func(*args))
                 await anyio.lowlevel.checkpoint()
-                return result
+        return results[0]
 
 
 @contextmanager
