@@ -107,10 +107,10 @@ async def test_a_dead_fuse_mount_is_told_and_mounted_again_in_time(root: Path) -
         server.kill()
         assert not await answers(path)
         with anyio.fail_after(FOUND_S):
-            while not await answers(path):
+            # Between unbinding and binding the bare directory answers too: what counts is the second mount.
+            while len(driver.names()) < 3 or not [m for m in mounting.read_mounts() if m.target == str(target)]:
                 await anyio.sleep(0.05)
-            while driver.names()[-1] != "Publish":
-                await anyio.sleep(0.05)
+        assert await answers(path)
         fault = pages.faults()[0]
         assert fault.status == "ENOTCONN"
         assert str(target) in fault.message
