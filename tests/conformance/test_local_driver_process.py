@@ -49,6 +49,8 @@ def wait_until_ready(process: subprocess.Popen[bytes]) -> str:
     """The line by which the driver says that it serves."""
     assert process.stderr is not None
     line = process.stderr.readline().decode()
+    if "may not mount" in line:  # an ordinary user is told so first
+        line = process.stderr.readline().decode()
     assert "ready" in line, line
     return line
 

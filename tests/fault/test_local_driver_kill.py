@@ -272,6 +272,8 @@ def start(world: World) -> subprocess.Popen[bytes]:
     )
     assert process.stderr is not None
     line = process.stderr.readline()
+    if b"may not mount" in line:  # an ordinary user is told so first
+        line = process.stderr.readline()
     assert b"ready" in line, line
     return process
 
