@@ -5,32 +5,24 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
-from local_controller_kit import BLOCK, GIB, Client, Mode, capability, publish_request
+from local_controller_kit import BLOCK, GIB, Client, Mode, capability, publish_request, running_driver
 
 import moorage
 from moorage.csi import calls
 from moorage.csi.local.identity import DRIVER_NAME, TOPOLOGY_KEY
-from moorage.csi.local.server import serve
 from moorage.csi.proto import csi_pb2 as csi
-from moorage.rpc import unix_channel
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    socket, data = tmp_path / "sockets" / "csi.sock", tmp_path / "data"
-    async with anyio.create_task_group() as group:
-        await group.start(partial(serve, endpoint=f"unix://{socket}", data_dir=data, node_id="node-1"))
-        channel = unix_channel(str(socket))
-        yield Client(channel, data)
-        await channel.close()
-        group.cancel_scope.cancel()
+    async with running_driver(tmp_path) as found:
+        yield found
 
 
 async def test_identity(client: Client) -> None:

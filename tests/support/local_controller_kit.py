@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
 from moorage.csi import calls
+from moorage.csi.local.server import serve
 from moorage.csi.proto import csi_pb2 as csi
 from moorage.errors import DriverFault
-from moorage.rpc import Channel, Request, Response, Rpc, call
+from moorage.rpc import Channel, Request, Response, Rpc, call, unix_channel
 
 Mode = csi.VolumeCapability.AccessMode
 GIB = 1024**3
@@ -76,3 +81,15 @@ def publish_request(
     return csi.ControllerPublishVolumeRequest(
         volume_id=volume_id, node_id=node_id, volume_capability=capability(mode), readonly=readonly
     )
+
+
+@asynccontextmanager
+async def running_driver(place: Path) -> AsyncIterator[Client]:
+    """A driver on ``place`` with a client of it, ended at the end."""
+    socket, data = place / "sockets" / "csi.sock", place / "data"
+    async with anyio.create_task_group() as group:
+        await group.start(partial(serve, endpoint=f"unix://{socket}", data_dir=data, node_id="node-1"))
+        channel = unix_channel(str(socket))
+        yield Client(channel, data)
+        await channel.close()
+        group.cancel_scope.cancel()

@@ -9,12 +9,12 @@ from moorage.api.bodies import AllocationBody, StartBody, decode
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
 from moorage.api.params import parse_namespace, parse_read
 from moorage.api.volumes import mount_options, wait_for_change
+from moorage.engine.reads import ALLOCATIONS
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
 
-ALLOCATIONS = "allocations/"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 

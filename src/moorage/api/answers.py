@@ -21,6 +21,16 @@ Json = dict[str, Any]
 
 def volume_stub(read: VolumeRead) -> Json:
     """A volume as lists show it (§3.1)."""
+    return _volume_common(read) | counters(read)
+
+
+def counters(read: VolumeRead) -> Json:
+    """How many claims read and write a volume."""
+    readers = sum(c.read_only for c in read.claims)
+    return {"CurrentReaders": readers, "CurrentWriters": len(read.claims) - readers}
+
+
+def _volume_common(read: VolumeRead) -> Json:
     volume, health = read.record.value, read.health
     return {
         "AccessMode": volume.access_mode or volume.shown_access_mode,
@@ -30,8 +40,6 @@ def volume_stub(read: VolumeRead) -> Json:
         "ControllersHealthy": health.controllers_healthy,
         "CreateIndex": read.record.created,
         "CreateTime": volume.created_at_ns,
-        "CurrentReaders": sum(c.read_only for c in read.claims),
-        "CurrentWriters": sum(not c.read_only for c in read.claims),
         "ExternalID": volume.external_id,
         "ID": volume.id,
         "ModifyIndex": read.record.modified,
@@ -52,9 +60,7 @@ def volume(read: VolumeRead) -> Json:
     """A volume whole (§3.2)."""
     record = read.record.value
     version = read.health.provider_version or record.provider_version
-    found = volume_stub(read)
-    del found["CurrentReaders"], found["CurrentWriters"]
-    found |= {
+    return _volume_common(read) | {
         "Allocations": [allocation_stub(r.value, r.created, r.modified) for r in read.allocations],
         "Capacity": record.capacity_bytes,
         "CloneID": record.clone_id,
@@ -74,7 +80,6 @@ def volume(read: VolumeRead) -> Json:
         "Version": version,
         "WriteAllocs": _claimants(read.claims, is_reading=False),
     }
-    return found
 
 
 def _claimants(claims: Iterable[Claim], *, is_reading: bool) -> dict[str, None]:

@@ -10,13 +10,12 @@ from moorage.api.bodies import decode
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
 from moorage.api.params import check_region, parse_read
 from moorage.api.volumes import wait_for_change
+from moorage.engine.reads import NAMESPACES
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.model.ids import NamespaceName
 from moorage.model.namespace import Namespace
 from moorage.rules.namespaces import SETTINGS, fingerprint
-
-NAMESPACES = "namespaces/"
 
 
 class NamespaceBody(Struct):

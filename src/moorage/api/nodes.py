@@ -11,7 +11,7 @@ from moorage.api import answers, plugin_answers
 from moorage.api.http import JSON, Answer, Meta, Request, empty_answer, json_answer, text_answer
 from moorage.api.params import ReadOptions, check_page_size, parse_read
 from moorage.api.volumes import wait_for_change
-from moorage.engine.reads import VOLUMES_TOPICS
+from moorage.engine.reads import ALLOCATIONS, NODES, VOLUMES_TOPICS
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.model.assignment import NodeRegistration, PluginReport, Reports
@@ -23,8 +23,6 @@ from moorage.rules.filter import Filter, compile_filter
 from moorage.rules.filter_types import NODE_STUB
 from moorage.rules.search import check_node_prefix
 
-NODES = "nodes/"
-ALLOCATIONS = "allocations/"
 T = TypeVar("T")
 
 

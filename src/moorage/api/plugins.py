@@ -6,9 +6,8 @@ from moorage.api import plugin_answers
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
 from moorage.api.params import parse_read
 from moorage.api.volumes import wait_for_change
+from moorage.engine.reads import PLUGINS
 from moorage.engine.service import Service
-
-PLUGINS = "plugins/"
 
 
 async def list_plugins(service: Service, request: Request) -> Answer:

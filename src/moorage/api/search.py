@@ -12,15 +12,16 @@ from moorage.api import answers
 from moorage.api.bodies import decode
 from moorage.api.http import Answer, Meta, Request, json_answer
 from moorage.api.params import check_region
+from moorage.engine.reads import ALLOCATIONS, NAMESPACES, NODES, PLUGINS
 from moorage.engine.service import Service
 from moorage.model.ids import ALL_NAMESPACES
 from moorage.rules.search import MATCHES_MAX, Matches, Named, check_fuzzy, expand_context, match_fuzzy, match_prefix
 
 _TABLES = {
-    "allocs": "allocations/",
-    "namespaces": "namespaces/",
-    "nodes": "nodes/",
-    "plugins": "plugins/",
+    "allocs": ALLOCATIONS,
+    "namespaces": NAMESPACES,
+    "nodes": NODES,
+    "plugins": PLUGINS,
     "volumes": "volumes/",
 }
 

@@ -54,10 +54,7 @@ def _select(service: Service, request: Request, options: ReadOptions, chosen: Fi
 
 def _datum(read: VolumeRead) -> answers.Json:
     """What a filter sees: the volume as it is answered, with the counters of the list."""
-    return answers.volume(read) | {
-        "CurrentReaders": sum(c.read_only for c in read.claims),
-        "CurrentWriters": sum(not c.read_only for c in read.claims),
-    }
+    return answers.volume(read) | answers.counters(read)
 
 
 def _cut_page(found: Iterable[VolumeRead], options: ReadOptions) -> tuple[list[VolumeRead], str]:

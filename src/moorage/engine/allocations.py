@@ -10,7 +10,8 @@ import msgspec
 
 from moorage.engine.ports import Chance, Clock
 from moorage.engine.reads import Reads
-from moorage.errors import BadRequest, Conflict, NotFound, StateConflict, Unavailable
+from moorage.engine.retrying import TRIES_MAX_CROWDED, decide_again
+from moorage.errors import BadRequest, Conflict, NotFound
 from moorage.model.claim import Allocation, Claim, TaskEvent, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NodeId
 from moorage.model.node import Node
@@ -23,7 +24,6 @@ from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 replace = msgspec.structs.replace
-TRIES_MAX = 16
 VOLUMES_MAX = 32
 
 
@@ -47,23 +47,22 @@ class Allocations:
             if existing is not None:
                 return existing
         allocation = self._prepare(asked)
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> Record[Allocation]:
+            existing = self._reads.find_allocation(allocation.id)
+            if existing is not None:
+                return existing
             write = Write()
             claimed = [
                 self._claim(write, allocation, request, position) for position, request in enumerate(asked.volumes)
             ]
             final = replace(allocation, volumes=tuple(claimed))
-            key = keys.allocation_key(final.id)
-            write.put(key, final, revision=0)
-            try:
-                revision = await self._repo.commit(write)
-            except StateConflict:
-                existing = self._reads.find_allocation(allocation.id)
-                if existing is not None:
-                    return existing
-                continue
+            write.put(keys.allocation_key(final.id), final, revision=0)
+            revision = await self._repo.commit(write)
             return self._reads.find_allocation(final.id) or Record(final, revision, revision)
-        raise Unavailable("the volumes keep changing while they are claimed; try again")
+
+        text = "the volumes keep changing while they are claimed; try again"
+        return await decide_again(decide, text, tries_max=TRIES_MAX_CROWDED)
 
     def _prepare(self, asked: Allocation) -> Allocation:
         if not asked.volumes:
@@ -178,7 +177,8 @@ class Allocations:
 
         Stopping again is harmless. Raises NotFound, Unavailable.
         """
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> int:
             found = self._reads.find_allocation(allocation_id)
             if found is None:
                 raise NotFound(f'no such allocation "{allocation_id}"', code="allocation_missing")
@@ -191,11 +191,10 @@ class Allocations:
                 if claim.value.wanted == "held":
                     released = replace(claim.value, wanted="released", progress=Progress())
                     write.put(keys.claim_key(claim.value.id), released, revision=claim.modified)
-            try:
-                return await self._repo.commit(write)
-            except StateConflict:
-                continue
-        raise Unavailable(f'allocation "{allocation_id}" keeps changing; try again')
+            return await self._repo.commit(write)
+
+        text = f'allocation "{allocation_id}" keeps changing; try again'
+        return await decide_again(decide, text, tries_max=TRIES_MAX_CROWDED)
 
 
 def _check_takes_uses(node: Node) -> Node:

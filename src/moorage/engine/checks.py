@@ -15,7 +15,7 @@ from moorage.model.ids import DEFAULT_NAMESPACE, PluginId
 from moorage.model.namespace import Namespace
 from moorage.model.plugin import Plugin
 from moorage.model.steps import Failed, ValidateVolume
-from moorage.model.volume import Fault, Progress, Volume
+from moorage.model.volume import Volume
 from moorage.rules.allocations import is_terminal
 from moorage.rules.explanations import explain
 from moorage.rules.plugins import Health, find_controller_info, is_controller_required, measure_health
@@ -221,16 +221,6 @@ def is_given_up(volume: Volume) -> bool:
     """A create that was refused for good: nothing is at the driver, and the record goes next."""
     fault = volume.progress.last_fault
     return volume.state == "absent" and volume.wanted == "absent" and fault is not None and fault.final
-
-
-TRIES_TOLD = 3
-
-
-def find_lasting(progress: Progress) -> Fault | None:
-    """The fault of a step that has failed TRIES_TOLD times without an end in sight: the caller is told, instead of
-    being kept to the deadline; the step is tried on."""
-    fault = progress.last_fault
-    return fault if fault is not None and not fault.final and progress.attempts >= TRIES_TOLD else None
 
 
 def still_trying(text: str, advice: str) -> Unavailable:

@@ -20,6 +20,7 @@ from moorage.model.plugin import Plugin
 from moorage.model.volume import Volume
 from moorage.rules import events as rules
 from moorage.rules.events import Label
+from moorage.rules.volumes import is_shown
 from moorage.state import codec, keys
 from moorage.state.feed import Change
 from moorage.state.store import Entry, EventBatch
@@ -115,7 +116,7 @@ def _find_moved_claim(change: Change) -> Claim | None:
 def _tell_volume(view: View, key: str, change: Change | None, *, is_claim_moved: bool) -> Told:
     record = view.volumes.find(key)
     if change is None:
-        if record is None or not rules.is_shown(record.value):
+        if record is None or not is_shown(record.value):
             return None
         kind, shown = rules.CLAIMED, record
     else:

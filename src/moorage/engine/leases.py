@@ -1,8 +1,8 @@
 """Leases: which nodes were heard of lately; what happens to those that were not.
 
 Silence is measured by a clock that nobody sets, and kept in memory: a server that starts gives every node a full lease
-and a full grace again. Each finding is a guarded
-write, so that a node that registers at the same moment wins or loses as a whole.
+and a full grace again. Each finding is a guarded write, so that a node that registers at the same moment wins or loses
+as a whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import structlog
 from moorage.engine.allocations import Allocations
 from moorage.engine.ports import Clock, FenceHook
 from moorage.engine.reads import Reads
-from moorage.errors import MoorageError, NotFound, StateConflict, Unavailable
+from moorage.engine.retrying import decide_again
+from moorage.errors import MoorageError, NotFound, StateConflict
 from moorage.model.claim import Claim
 from moorage.model.ids import NodeId
 from moorage.model.node import Fence, Node
@@ -28,7 +29,6 @@ from moorage.state.view import Record
 log = structlog.get_logger()
 
 LOOK_S = 0.5
-TRIES_MAX = 8
 CLAIMS_AT_ONCE = 50
 _SECOND = 1_000_000_000
 
@@ -139,10 +139,11 @@ class Leases:
             self._hooked.discard(node.id)
             log.warning("fence.not_written", node=node.id, code=error.code, error=error.message)
 
-    async def _write_fence(self, record: Record[Node], fence: Fence) -> None:
+    async def _write_fence(self, record: Record[Node], fence: Fence) -> int:
         node = rules.replace(record.value, fence=fence)
-        await self._repo.commit(Write().put(keys.node_key(node.id), node, revision=record.modified))
+        revision = await self._repo.commit(Write().put(keys.node_key(node.id), node, revision=record.modified))
         log.warning("node.fenced", node=node.id, kind=fence.kind, reason=fence.reason, by=fence.by)
+        return revision
 
     async def _drain(self, record: Record[Node]) -> None:
         """Release the node's running uses, the youngest first, one at a time: the next when the last is gone. When
@@ -164,21 +165,19 @@ class Leases:
 
         Raises NotFound, Conflict (the node is alive, or no reason), Unavailable.
         """
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> int:
             found = self._reads.find_node(node_id)
             if found is None:
                 raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
             rules.check_fence(found.value, is_forced=is_forced, reason=reason)
             now_ns = self._clock.now_ns()
             node = found.value if found.value.status == "down" else rules.lose(found.value, now_ns=now_ns)
-            fenced = rules.replace(node, fence=Fence(kind="operator", reason=reason, by=by, at_ns=now_ns))
-            try:
-                revision = await self._repo.commit(Write().put(keys.node_key(node.id), fenced, revision=found.modified))
-            except StateConflict:
-                continue
-            log.warning("node.fenced", node=node.id, kind="operator", reason=reason, by=by)
-            return revision
-        raise Unavailable(f'node "{node_id}" keeps changing; try again')
+            return await self._write_fence(
+                rules.replace(found, value=node), Fence(kind="operator", reason=reason, by=by, at_ns=now_ns)
+            )
+
+        return await decide_again(decide, f'node "{node_id}" keeps changing; try again')
 
     # -- freeing -----------------------------------------------------------------------------------------------------
 

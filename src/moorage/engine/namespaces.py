@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from moorage.engine.reads import Reads
-from moorage.errors import StateConflict, Unavailable
+from moorage.engine.retrying import decide_again
 from moorage.model.ids import NamespaceName
 from moorage.model.namespace import Namespace
 from moorage.rules.namespaces import check_deletable, check_sent, in_use, missing
@@ -22,7 +22,6 @@ from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 replace = msgspec.structs.replace
-TRIES_MAX = 8
 
 
 class Namespaces:
@@ -40,14 +39,12 @@ class Namespaces:
         """Write the namespace, whether it is new or known; returns the revision. Raises Rejected, Unavailable."""
         check_sent(namespace)
         key = keys.namespace_key(namespace.name)
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> int:
             found = self._repo.view.namespaces.find(key)
-            write = Write().put(key, namespace, revision=found.modified if found else 0)
-            try:
-                return await self._repo.commit(write)
-            except StateConflict:
-                continue
-        raise _restless(namespace.name)
+            return await self._repo.commit(Write().put(key, namespace, revision=found.modified if found else 0))
+
+        return await decide_again(decide, _restless(namespace.name), namespace=namespace.name)
 
     async def delete(self, name: str) -> int:
         """Remove the namespace if it holds no volume; returns the revision.
@@ -56,20 +53,19 @@ class Namespaces:
         """
         check_deletable(name)
         key = keys.namespace_key(NamespaceName(name))
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> int:
             found = self._repo.view.namespaces.find(key)
             if found is None:
                 raise missing(name)
             self._check_empty(name)
-            try:
-                marked = replace(found.value, is_closing=True)
-                revision = await self._repo.commit(Write().put(key, marked, revision=found.modified))
-                # The view is now at the mark's revision or later: a volume that came before it is seen here.
-                self._check_empty(name)
-                return await self._repo.commit(Write().delete(key, revision=revision))
-            except StateConflict:
-                continue
-        raise _restless(name)
+            marked = replace(found.value, is_closing=True)
+            revision = await self._repo.commit(Write().put(key, marked, revision=found.modified))
+            # The view is now at the mark's revision or later: a volume that came before it is seen here.
+            self._check_empty(name)
+            return await self._repo.commit(Write().delete(key, revision=revision))
+
+        return await decide_again(decide, _restless(name), namespace=name)
 
     def _check_empty(self, name: str) -> None:
         """No volume is on record there, not even one that is being created or deleted. Raises Conflict."""
@@ -77,5 +73,5 @@ class Namespaces:
             raise in_use(name)
 
 
-def _restless(name: str) -> Unavailable:
-    return Unavailable(f'namespace "{name}" keeps changing; try again', namespace=name)
+def _restless(name: str) -> str:
+    return f'namespace "{name}" keeps changing; try again'

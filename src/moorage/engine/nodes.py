@@ -10,7 +10,8 @@ from moorage.engine.leases import Leases
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
-from moorage.errors import Conflict, NotFound, StateConflict, Unavailable
+from moorage.engine.retrying import TRIES_MAX_CROWDED, decide_again
+from moorage.errors import Conflict, NotFound
 from moorage.model.assignment import ClaimAssignment, ClaimAssignments, NodeRegistered, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node, NodeWanted
@@ -23,7 +24,6 @@ from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
 
 replace = msgspec.structs.replace
-TRIES_MAX = 16
 
 
 class Nodes:
@@ -53,50 +53,44 @@ class Nodes:
         it. Another boot ID frees nothing here: the agent of the new boot may have mounted a claim again before this
         request arrived, so that only its own report tells what is left.
         """
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> None:
             found = self._reads.find_node(node.id)
             known = found.value if found else None
             if known is not None and known.status == "down" and not is_clean:
                 text = f'node "{node.id}" was lost: unmount what is not its own any more, then register as clean'
                 raise Conflict(text, code="node_lost", node=node.id)
             ready = fold_registration(known, node, now_ns=self._clock.now_ns())
-            if ready == known:
-                break
-            write = Write().put(keys.node_key(node.id), ready, revision=found.modified if found else 0)
-            try:
-                await self._repo.commit(write)
-            except StateConflict:
-                continue
-            break
+            if ready != known:
+                key = keys.node_key(node.id)
+                await self._repo.commit(Write().put(key, ready, revision=found.modified if found else 0))
+
+        await decide_again(decide, _restless(node.id), tries_max=TRIES_MAX_CROWDED)
         self._leases.renew(node.id)
         return NodeRegistered(lease_s=self._leases.lease_s, grace_s=self._settings.fencing.grace_s)
 
     async def set_wanted(self, node_id: str, wanted: NodeWanted) -> int:
         """Say whether the node takes uses (active), no new ones (closed), or lets go of the running ones too
         (draining). Returns the revision. Raises NotFound, Unavailable."""
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> int:
             found = self._reads.find_node(node_id)
             if found is None:
                 raise NotFound(f'no such node "{node_id}"', code="node_missing", node=node_id)
             after = set_wanted(found.value, wanted, now_ns=self._clock.now_ns())
-            try:
-                return await self._repo.commit(
-                    Write().put(keys.node_key(found.value.id), after, revision=found.modified)
-                )
-            except StateConflict:
-                continue
-        raise Unavailable(f'node "{node_id}" keeps changing; try again')
+            return await self._repo.commit(Write().put(keys.node_key(after.id), after, revision=found.modified))
+
+        return await decide_again(decide, _restless(node_id), tries_max=TRIES_MAX_CROWDED)
 
     async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
         """Fold the node's driver instances into the plugins' records. Raises NotFound for an unknown node."""
         self._get_node(node_id)
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> None:
             plugins = {r.value.id: r for r in self._reads.list_plugins()}
             own = {k: replace(i, node_id=node_id) for k, i in instances.items()}
             records = {k: r.value for k, r in plugins.items()}
             changed = fold_report(records, node_id, own, now_ns=self._clock.now_ns())
-            if not changed:
-                return
             write = Write()
             for plugin_id, plugin in changed.items():
                 revision = plugins[plugin_id].modified if plugin_id in plugins else 0
@@ -104,12 +98,10 @@ class Nodes:
                     write.delete(keys.plugin_key(plugin_id), revision=revision)
                 else:
                     write.put(keys.plugin_key(plugin_id), plugin, revision=revision)
-            try:
+            if changed:
                 await self._repo.commit(write)
-            except StateConflict:
-                continue
-            return
-        raise Unavailable("the plugins keep changing; report again")
+
+        await decide_again(decide, "the plugins keep changing; report again", tries_max=TRIES_MAX_CROWDED)
 
     async def wait_steps(self, node_id: NodeId, *, index: int, wait_s: float) -> StepAssignments:
         """The controller calls due for the node, as soon as they differ from those of ``index``."""
@@ -166,3 +158,7 @@ class Nodes:
         if found is None or found.value.status == "down":
             # A node that was lost registers again first, after it has cleaned up what it no longer owns.
             raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)
+
+
+def _restless(node_id: str) -> str:
+    return f'node "{node_id}" keeps changing; try again'

@@ -18,13 +18,11 @@ from moorage.model.steps import (
     Outcome,
     ValidateVolume,
 )
+from moorage.rules.backoff import find_lasting
 from moorage.rules.explanations import check_step, explain
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
-
-# After so many failed tries the caller is told what the driver says, and may ask again.
-TRIES_TOLD = 3
 
 
 class Operations:
@@ -64,8 +62,7 @@ class Operations:
                 return None
             if change.after.outcome is not None:
                 return change.after.outcome
-            progress = change.after.progress
-            lasting = progress.last_fault if progress.attempts >= TRIES_TOLD else None
+            lasting = find_lasting(change.after.progress)
             return Failed(fault=lasting) if lasting is not None else None
 
         with self._repo.feed.signals.listen((key,), answered) as listening:

@@ -14,6 +14,7 @@ from moorage.model.node import Node
 from moorage.model.plugin import Plugin
 from moorage.model.volume import Volume
 from moorage.rules.plugins import Health, measure_health
+from moorage.rules.volumes import is_shown
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo
@@ -21,6 +22,11 @@ from moorage.state.view import Record, View
 
 T = TypeVar("T")
 
+# Tables by name, for those that may not see the store: topics to wait on, and arguments of ``table_index``.
+ALLOCATIONS = keys.ALLOCATIONS
+NAMESPACES = keys.NAMESPACES
+NODES = keys.NODES
+PLUGINS = keys.PLUGINS
 VOLUMES_TOPICS = (keys.VOLUMES, keys.CLAIMS)
 
 
@@ -84,10 +90,10 @@ class Reads:
         """
         view = self._repo.view
         if namespace == ALL_NAMESPACES:
-            found = [r for r in view.volumes.ordered(None, volume_id) if r.value.id == volume_id and _is_shown(r)]
+            found = [r for r in view.volumes.ordered(None, volume_id) if r.value.id == volume_id and is_shown(r.value)]
             return self.join(found[0], with_allocations=True) if len(found) == 1 else None
         record = view.volumes.get(namespace, volume_id)
-        if record is None or not _is_shown(record):
+        if record is None or not is_shown(record.value):
             return None
         return self.join(record, with_allocations=True)
 
@@ -100,7 +106,7 @@ class Reads:
         """
         chosen = None if namespace == ALL_NAMESPACES else namespace
         for record in self._repo.view.volumes.ordered(chosen, prefix, start=start, is_reversed=is_reversed):
-            if _is_shown(record):
+            if is_shown(record.value):
                 yield self.join(record)
 
     def join(self, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
@@ -176,8 +182,3 @@ class Reads:
 
 
 _DEFAULT = Namespace(name=DEFAULT_NAMESPACE, description="Default shared namespace")
-
-
-def _is_shown(record: Record[Volume]) -> bool:
-    """Not before the driver has it: a create that fails must never have been seen."""
-    return record.value.state == "ready"

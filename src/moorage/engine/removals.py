@@ -6,13 +6,15 @@ from typing import cast
 
 import msgspec
 
-from moorage.engine.checks import Checks, find_lasting, still_trying
+from moorage.engine.checks import Checks, still_trying
 from moorage.engine.ports import EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
-from moorage.errors import Conflict, NotFound, Rejected, StateConflict, Unavailable
+from moorage.engine.retrying import decide_again
+from moorage.errors import Conflict, NotFound, Rejected, StateConflict
 from moorage.model.steps import DeleteVolume
 from moorage.model.volume import Fault, Progress, Secrets, Volume
 from moorage.rules.allocations import is_terminal
+from moorage.rules.backoff import find_lasting
 from moorage.rules.explanations import check_step, explain
 from moorage.rules.plugins import find_controller_info
 from moorage.state import keys
@@ -21,7 +23,6 @@ from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 replace = msgspec.structs.replace
-TRIES_MAX = 8
 
 
 class Removals:
@@ -38,18 +39,17 @@ class Removals:
 
         Forced: claims of ended allocations are dropped with it. Raises NotFound, Conflict (in use).
         """
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> int:
             read = self._checks.get_volume(namespace, volume_id)
             if read.claims and not (force and self._checks.are_all_ended(read)):
                 raise self._checks.in_use(read)
             write = Write().delete(keys.volume_key(*read.record.value.key), revision=read.record.modified)
             for claim in self._repo.view.claims.of_volume(*read.record.value.key):
                 write.delete(keys.claim_key(claim.value.id), revision=claim.modified)
-            try:
-                return await self._repo.commit(write)
-            except StateConflict:
-                continue
-        raise Unavailable(f'volume "{volume_id}" keeps changing; try again')
+            return await self._repo.commit(write)
+
+        return await decide_again(decide, _restless(volume_id))
 
     async def delete(self, namespace: str, volume_id: str, *, secrets: Secrets) -> int:
         """Delete the volume at its driver, then its record. Claims are checked before the driver is called (F1).
@@ -94,15 +94,14 @@ class Removals:
 
         What the driver may have made is learned by asking it once more under the same name, then deleted.
         """
-        for _ in range(TRIES_MAX):
+
+        async def decide() -> bool:
             found = self._repo.view.volumes.get(namespace, volume_id)
             if found is None or found.value.state == "ready":
                 return False
-            try:
-                return await self._undo_creation(found)
-            except StateConflict:
-                continue
-        raise Unavailable(f'volume "{volume_id}" keeps changing; try again')
+            return await self._undo_creation(found)
+
+        return await decide_again(decide, _restless(volume_id))
 
     async def _undo_creation(self, found: Record[Volume]) -> bool:
         key = keys.volume_key(*found.value.key)
@@ -169,3 +168,7 @@ class Removals:
                 if await listening.result(timeout_s=self._settings.request_s) is None:
                     raise self._checks.too_late(names[0], "is not detached yet")
         return self._reads.volumes_index
+
+
+def _restless(volume_id: str) -> str:
+    return f'volume "{volume_id}" keeps changing; try again'

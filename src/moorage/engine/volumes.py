@@ -12,12 +12,14 @@ from typing import cast
 import anyio
 import msgspec
 
-from moorage.engine.checks import Checks, Written, find_lasting, is_given_up, still_trying
+from moorage.engine.checks import Checks, Written, is_given_up, still_trying
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
+from moorage.engine.retrying import decide_again
 from moorage.errors import Conflict, MoorageError, NotFound, Rejected, StateConflict, Unavailable
 from moorage.model.steps import ControllerStep
 from moorage.model.volume import Fault, Progress, Volume
+from moorage.rules.backoff import find_lasting
 from moorage.rules.explanations import check_step, explain
 from moorage.rules.plugins import find_controller_info
 from moorage.rules.registration import is_growth_asked, join_errors, plan_growth, prepare_new
@@ -28,7 +30,6 @@ from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 replace = msgspec.structs.replace
-TRIES_MAX = 8
 WARNINGS_MAX = 4
 _GONE = Fault(method="", status="", message="the volume was removed", final=True)
 
@@ -50,12 +51,9 @@ class Registrations:
 
         Raises Rejected and its kinds with the recorded texts, Unavailable.
         """
-        for _ in range(TRIES_MAX):
-            try:
-                return await self._try_register(volumes)
-            except StateConflict:
-                continue
-        raise Unavailable("the volumes keep changing while they are registered; try again")
+        return await decide_again(
+            lambda: self._try_register(volumes), "the volumes keep changing while they are registered; try again"
+        )
 
     async def _try_register(self, volumes: Sequence[Volume]) -> Written:
         self._checks.check_request(volumes)
@@ -170,13 +168,11 @@ class Registrations:
                 raise Conflict(join_errors([f"volume identity cannot be updated: {volume.id}"]), code="double")
 
     async def _create_one(self, sent: Volume) -> Volume:
-        for _ in range(TRIES_MAX):
-            try:
-                old = self._checks.find_stored(sent)
-                return await (self._make_new(sent) if old is None else self._update_created(old, sent))
-            except StateConflict:
-                continue
-        raise Unavailable(f'volume "{sent.id}" keeps changing while it is created; try again')
+        async def decide() -> Volume:
+            old = self._checks.find_stored(sent)
+            return await (self._make_new(sent) if old is None else self._update_created(old, sent))
+
+        return await decide_again(decide, f'volume "{sent.id}" keeps changing while it is created; try again')
 
     async def _make_new(self, sent: Volume) -> Volume:
         volume = prepare_new(self._with_provider(sent), now_ns=self._clock.now_ns())

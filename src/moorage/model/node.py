@@ -15,12 +15,11 @@ NodeStatus = Literal["initializing", "ready", "down"]
 # active: takes uses; closed: takes no new ones; draining: takes no new ones and releases the running ones.
 NodeWanted = Literal["active", "closed", "draining"]
 # What shows that a lost node can no longer write to a volume; ``grace`` serves readers only.
-#   reboot      the node registered again with another boot ID: what was mounted before is not mounted now
 #   self_fence  the agent had promised to stop its writers and unmount before the grace is over
 #   hook        a program of the operator's (power switch, hypervisor) said so with exit code 0
 #   operator    somebody said so, with a reason
 #   timeout     nobody said so; the setting ``takeover = "timeout"`` accepts the risk
-FenceKind = Literal["reboot", "self_fence", "hook", "operator", "timeout", "grace"]
+FenceKind = Literal["self_fence", "hook", "operator", "timeout", "grace"]
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True):

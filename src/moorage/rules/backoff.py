@@ -6,6 +6,8 @@ from moorage.model.volume import Fault, Progress
 
 FIRST_S = 0.5
 CAP_S = 60.0
+# After so many failed tries the caller is told what the driver says, and may ask again.
+TRIES_TOLD = 3
 _NS = 1_000_000_000
 
 
@@ -23,3 +25,10 @@ def after_fault(progress: Progress, fault: Fault, *, now_ns: int, jitter: float)
     attempts = progress.attempts + 1
     next_try = 0 if fault.final else now_ns + int(delay_s(attempts, jitter) * _NS)
     return Progress(attempts=attempts, last_fault=fault, next_try_at_ns=next_try, since_ns=progress.since_ns or now_ns)
+
+
+def find_lasting(progress: Progress) -> Fault | None:
+    """The fault of a step that has failed TRIES_TOLD times without an end in sight: the caller is told, instead of
+    being kept to the deadline; the step is tried on."""
+    fault = progress.last_fault
+    return fault if fault is not None and not fault.final and progress.attempts >= TRIES_TOLD else None

@@ -25,6 +25,7 @@ from moorage.model.claim import Claim
 from moorage.model.ids import ALL_NAMESPACES
 from moorage.model.node import Node
 from moorage.model.volume import Progress, Secrets, Volume
+from moorage.rules.volumes import is_shown
 
 replace = msgspec.structs.replace
 
@@ -71,11 +72,6 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------
-
-
-def is_shown(volume: Volume | None) -> bool:
-    """Whether reads show the volume: not before the driver has it."""
-    return volume is not None and volume.state == "ready"
 
 
 def choose_volume_type(before: Volume | None, after: Volume | None, *, is_claim_moved: bool) -> str:

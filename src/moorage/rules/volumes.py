@@ -104,6 +104,11 @@ def is_expanding(volume: Volume) -> bool:
     return bool(volume.expand_min_bytes or volume.expand_max_bytes)
 
 
+def is_shown(volume: Volume | None) -> bool:
+    """Whether reads show the volume: not before the driver has it; a create that fails must never have been seen."""
+    return volume is not None and volume.state == "ready"
+
+
 class Folding(msgspec.Struct, frozen=True, kw_only=True):
     """What FOLD needs beside the record: the moment (ns), a jitter in [0, 1), and whether the external ID that a
     create answered is registered already (then the record of that disk is somebody else's), and as which volume."""

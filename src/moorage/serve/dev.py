@@ -9,6 +9,7 @@ import anyio.abc
 
 from moorage import config
 from moorage.client.transport import CallTransport
+from moorage.engine.reads import PLUGINS
 from moorage.log import configure_logging
 from moorage.model.ids import PluginId
 from moorage.rules.plugins import measure_health
@@ -59,4 +60,4 @@ async def _wait_healthy(server: Running, plugin_id: PluginId) -> None:
         found = server.service.reads.find_plugin(plugin_id)
         if found is not None and measure_health(found.value).is_schedulable:
             return
-        await server.feed.signals.wait(("plugins/",), lambda change: True, timeout_s=READY_POLL_S)
+        await server.feed.signals.wait((PLUGINS,), lambda change: True, timeout_s=READY_POLL_S)
