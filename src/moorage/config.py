@@ -1,8 +1,9 @@
 """Settings: what a file, the environment and flags say, over the defaults. A flag wins over the environment, the
 environment over the file, the file over the default.
 
-Each setting is a field of a section below and a paragraph of that section's docstring. ``SECTION.KEY`` in the file
-is ``MOORAGE_SECTION_KEY`` in the environment and ``--key`` among the flags; ``docs/settings.md`` lists them all.
+Each setting is a field of a section in ``config_sections`` and a paragraph of that section's docstring.
+``SECTION.KEY`` in the file is ``MOORAGE_SECTION_KEY`` in the environment and ``--key`` among the flags (or
+``--section-key`` where the section says so); ``docs/settings.md`` lists them all.
 Units: a name that ends in ``_s`` holds seconds.
 Raises BadRequest that names the file, variable or flag, the key, and what is wrong with it.
 Never: starts anything; knows what a setting does; shows a driver's environment.
@@ -19,168 +20,39 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
+from moorage.config_sections import (
+    PROGRAMS,
+    SECTIONS,
+    TABLES,
+    AgentSettings,
+    DriverTable,
+    FencingSettings,
+    PluginTable,
+    Section,
+    ServerSettings,
+    Settings,
+)
 from moorage.errors import BadRequest
 
+__all__ = [
+    "AgentSettings",
+    "DriverTable",
+    "FencingSettings",
+    "PluginTable",
+    "ServerSettings",
+    "Setting",
+    "Settings",
+    "add_flags",
+    "list_settings",
+    "load",
+    "read_file",
+]
+
 PREFIX = "MOORAGE_"
-Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
-LogLevel = Literal["debug", "info", "warning", "error"]
-Role = Literal["detected", "controller", "node", "monolith"]
-Takeover = Literal["evidence", "timeout"]
-
-
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class ServerSettings(_Section, frozen=True, kw_only=True):
-    """``[server]``: the records and the API; ``moorage server`` and ``moorage dev`` read it.
-
-    bind: where the API is served, as HOST:PORT; port 0 takes a free one.
-
-    data_dir: the directory of the records, which belongs to this user alone; empty: below $XDG_STATE_HOME.
-
-    log_level: which events are logged to stderr: this level and those above it.
-    """
-
-    bind: str = "127.0.0.1:4646"
-    data_dir: str = ""
-    log_level: LogLevel = "info"
-
-
-class AgentSettings(_Section, frozen=True, kw_only=True):
-    """``[agent]``: mounting on this host; ``moorage agent`` and ``moorage dev`` read it.
-
-    server: the server's address, as URL. Where it is not set, MOORAGE_ADDR and NOMAD_ADDR are asked too.
-
-    data_dir: the directory of the journal and of the mounts that drivers make; a short path, because drivers get
-    paths below it that may have 127 bytes; empty: below $XDG_STATE_HOME.
-
-    log_level: which events are logged to stderr: this level and those above it.
-
-    plugin_id: the plugin ID under which the embedded driver runs here; empty: it does not run (except that `moorage
-    dev` then calls it local).
-
-    plugin_dirs: directories in which drivers' sockets are found: DIR/NAME.sock and DIR/NAME/csi.sock are the plugin
-    NAME. In the environment, separated by colons; among the flags, one --plugin-dir each.
-
-    plugin_gone_s: for how long a socket file may be missing from its directory until the plugin is forgotten; it is
-    sick from the first second on, and it is kept as long as something of it is mounted here.
-
-    self_fence: end the writers and unmount everything when the lease cannot be renewed in time, so that the server may
-    give this node's volumes to others after the grace without asking anybody.
-
-    clean_first_s: how long a start waits for mounts to go that are not this node's own any more.
-
-    retry_cap_s: the longest pause before a failed step, or a release that somebody's use holds up, is tried again.
-
-    mount_probe_s: the pause between looks for mounts whose server died.
-
-    mount_hang_s: how long a good mount may take to answer such a look.
-    """
-
-    server: str = "http://127.0.0.1:4646"
-    data_dir: str = ""
-    log_level: LogLevel = "info"
-    plugin_id: str = ""
-    plugin_dirs: tuple[str, ...] = ()
-    plugin_gone_s: Positive = 30.0
-    self_fence: bool = False
-    clean_first_s: Positive = 120.0
-    retry_cap_s: Positive = 30.0
-    mount_probe_s: Positive = 1.0
-    mount_hang_s: Positive = 2.5
-
-
-class FencingSettings(_Section, frozen=True, kw_only=True):
-    """``[fencing]``: lost nodes; ``moorage server`` and ``moorage dev`` read it.
-
-    lease_s: how long a node may be silent until it counts as lost.
-
-    grace_s: how long after that until its readers are freed, and until a self-fencing agent has let go of everything.
-
-    takeover: what frees the writers of a lost node: evidence that it can write no more, or, with timeout, the end of
-    the grace alone, which risks two writers at once.
-    """
-
-    lease_s: Positive = 10.0
-    grace_s: Positive = 30.0
-    takeover: Takeover = "evidence"
-
-
-class DriverTable(_Section, frozen=True, kw_only=True):
-    """``[[driver]]``: a driver that the agent runs and starts again; ``moorage agent`` and ``moorage dev`` read it.
-
-    name: its plugin ID.
-
-    command: the program and its arguments. CSI_ENDPOINT names the socket in its environment.
-
-    environment: variables beside those of the agent.
-
-    socket: where it listens; an absolute path.
-
-    socket_dir: the directory in which it listens at csi.sock, instead of socket; without either, one below data_dir.
-
-    role: what it is to serve: detected takes whatever it answers to; controller and node only that; monolith both.
-
-    restart_first_s: the pause before it is started again; it doubles with each end.
-
-    restart_cap_s: the longest such pause.
-
-    steady_s: after how long a run the pause begins anew with the first.
-
-    stop_s: how long it may take to end after SIGTERM until it gets SIGKILL.
-    """
-
-    name: str
-    command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    environment: dict[str, str] = {}
-    socket: str = ""
-    socket_dir: str = ""
-    role: Role = "detected"
-    restart_first_s: Positive = 0.2
-    restart_cap_s: Positive = 10.0
-    steady_s: Positive = 30.0
-    stop_s: Positive = 5.0
-
-
-class PluginTable(_Section, frozen=True, kw_only=True):
-    """``[[plugin]]``: a driver that somebody else runs; ``moorage agent`` and ``moorage dev`` read it. The flag is
-    --plugin NAME=unix:///SOCKET.
-
-    name: its plugin ID.
-
-    socket: where it listens; an absolute path.
-
-    role: what it is to serve: detected takes whatever it answers to; controller and node only that; monolith both.
-    """
-
-    name: str
-    socket: str
-    role: Role = "detected"
-
-
-class Settings(_Section, frozen=True, kw_only=True):
-    """All settings; the tables by their position in the file."""
-
-    server: ServerSettings = ServerSettings()
-    agent: AgentSettings = AgentSettings()
-    fencing: FencingSettings = FencingSettings()
-    driver: tuple[DriverTable, ...] = ()
-    plugin: tuple[PluginTable, ...] = ()
-
-
-SECTIONS: dict[str, type[_Section]] = {"server": ServerSettings, "agent": AgentSettings, "fencing": FencingSettings}
-TABLES: dict[str, type[_Section]] = {"driver": DriverTable, "plugin": PluginTable}
-# Which settings are flags of which program. Where two sections have a key, a program has the flag of one of them.
-_PROGRAMS: dict[str, tuple[str, ...]] = {
-    "server": ("server", "fencing"),
-    "agent": ("agent",),
-    "dev": ("server", "fencing", "agent"),
-}
 _ADDRESSES = (f"{PREFIX}ADDR", "NOMAD_ADDR")
 _UNITS = {"s": "seconds"}
 
@@ -203,7 +75,7 @@ def list_settings() -> tuple[Setting, ...]:
     return tuple(setting for name, kind in {**SECTIONS, **TABLES}.items() for setting in _list_fields(name, kind))
 
 
-def _list_fields(section: str, kind: type[_Section]) -> Iterator[Setting]:
+def _list_fields(section: str, kind: type[Section]) -> Iterator[Setting]:
     paragraphs = dict(
         re.sub(r"\s+", " ", text).split(": ", 1) for text in inspect.cleandoc(kind.__doc__ or "").split("\n\n")[1:]
     )
@@ -218,20 +90,22 @@ def _list_fields(section: str, kind: type[_Section]) -> Iterator[Setting]:
             meaning=paragraphs.get(field.name, ""),
             unit=_UNITS.get(field.name.rpartition("_")[2], ""),
             variable="" if is_table else f"{PREFIX}{section}_{field.name}".upper(),
-            flag="" if is_table else _flag_of(field.name),
+            flag="" if is_table else _flag_of(kind, section, field.name),
         )
 
 
-def _flag_of(key: str) -> str:
-    return "--plugin-dir" if key == "plugin_dirs" else f"--{key.replace('_', '-')}"
+def _flag_of(kind: type[Section], section: str, key: str) -> str:
+    if key == "plugin_dirs":
+        return "--plugin-dir"
+    return "--" + (f"{section}_{key}" if kind.has_own_flags else key).replace("_", "-")
 
 
 def _list_flags(program: str) -> Iterator[Setting]:
     taken: set[str] = set()
-    for section in _PROGRAMS[program]:
+    for section in PROGRAMS[program]:
         for setting in _list_fields(section, SECTIONS[section]):
-            if setting.key not in taken and (program, setting.key) != ("dev", "server"):
-                taken.add(setting.key)
+            if setting.flag not in taken and (program, setting.key) != ("dev", "server"):
+                taken.add(setting.flag)
                 yield setting
 
 
@@ -243,7 +117,7 @@ def add_flags(parser: argparse.ArgumentParser, program: Literal["server", "agent
     parser.add_argument("--config", default=None, metavar="FILE", help=f"settings in TOML (or {PREFIX}CONFIG)")
     for setting in _list_flags(program):
         text = f"{setting.meaning} [{setting.section}.{setting.key}; default: {_show(setting.default)}]"
-        words: dict[str, Any] = {"default": None, "dest": setting.key, "help": text.replace("%", "%%")}
+        words: dict[str, Any] = {"default": None, "dest": _dest_of(setting), "help": text.replace("%", "%%")}
         if setting.kind is bool:
             parser.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **words)
         elif setting.key == "plugin_dirs":
@@ -254,8 +128,16 @@ def add_flags(parser: argparse.ArgumentParser, program: Literal["server", "agent
             parser.add_argument(setting.flag, metavar=_metavar(setting), **words)
 
 
+def _dest_of(setting: Setting) -> str:
+    """The name under which argparse keeps a flag's value."""
+    return setting.key if setting.key == "plugin_dirs" else setting.flag.removeprefix("--").replace("-", "_")
+
+
 def _metavar(setting: Setting) -> str:
-    return {"bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME"}.get(setting.key, "SECONDS")
+    if setting.unit == "seconds":
+        return "SECONDS"
+    known = {"bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME", "file": "FILE"}
+    return known.get(setting.key, "NUMBER" if setting.kind in (int, float) else "TEXT")
 
 
 def _show(value: Any) -> str:
@@ -282,7 +164,7 @@ def load(
             if value is not None:
                 data.setdefault(section, {})[setting.key] = value
     for setting in _list_flags(program):
-        value = getattr(args, setting.key, None)
+        value = getattr(args, _dest_of(setting), None)
         if value is not None:
             data.setdefault(setting.section, {})[setting.key] = _convert(value, setting, setting.flag)
     settings = msgspec.convert(data, type=Settings)

@@ -1,0 +1,168 @@
+"""Sections and tables of the settings file: a setting is a field here and a paragraph of its section's docstring.
+
+Units: a name that ends in ``_s`` holds seconds. Never: reads anything (``moorage.config`` does).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Role = Literal["detected", "controller", "node", "monolith"]
+Takeover = Literal["evidence", "timeout"]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section of the file. ``has_own_flags``: its flags are ``--section-key``, not ``--key``."""
+
+    has_own_flags: ClassVar[bool] = False
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """``[server]``: the records and the API; ``moorage server`` and ``moorage dev`` read it.
+
+    bind: where the API is served, as HOST:PORT; port 0 takes a free one.
+
+    data_dir: the directory of the records, which belongs to this user alone; empty: below $XDG_STATE_HOME.
+
+    log_level: which events are logged to stderr: this level and those above it.
+    """
+
+    bind: str = "127.0.0.1:4646"
+    data_dir: str = ""
+    log_level: LogLevel = "info"
+
+
+class AgentSettings(Section, frozen=True, kw_only=True):
+    """``[agent]``: mounting on this host; ``moorage agent`` and ``moorage dev`` read it.
+
+    server: the server's address, as URL. Where it is not set, MOORAGE_ADDR and NOMAD_ADDR are asked too.
+
+    data_dir: the directory of the journal and of the mounts that drivers make; a short path, because drivers get
+    paths below it that may have 127 bytes; empty: below $XDG_STATE_HOME.
+
+    log_level: which events are logged to stderr: this level and those above it.
+
+    plugin_id: the plugin ID under which the embedded driver runs here; empty: it does not run (except that `moorage
+    dev` then calls it local).
+
+    plugin_dirs: directories in which drivers' sockets are found: DIR/NAME.sock and DIR/NAME/csi.sock are the plugin
+    NAME. In the environment, separated by colons; among the flags, one --plugin-dir each.
+
+    plugin_gone_s: for how long a socket file may be missing from its directory until the plugin is forgotten; it is
+    sick from the first second on, and it is kept as long as something of it is mounted here.
+
+    self_fence: end the writers and unmount everything when the lease cannot be renewed in time, so that the server may
+    give this node's volumes to others after the grace without asking anybody.
+
+    clean_first_s: how long a start waits for mounts to go that are not this node's own any more.
+
+    retry_cap_s: the longest pause before a failed step, or a release that somebody's use holds up, is tried again.
+
+    mount_probe_s: the pause between looks for mounts whose server died.
+
+    mount_hang_s: how long a good mount may take to answer such a look.
+    """
+
+    server: str = "http://127.0.0.1:4646"
+    data_dir: str = ""
+    log_level: LogLevel = "info"
+    plugin_id: str = ""
+    plugin_dirs: tuple[str, ...] = ()
+    plugin_gone_s: Positive = 30.0
+    self_fence: bool = False
+    clean_first_s: Positive = 120.0
+    retry_cap_s: Positive = 30.0
+    mount_probe_s: Positive = 1.0
+    mount_hang_s: Positive = 2.5
+
+
+class FencingSettings(Section, frozen=True, kw_only=True):
+    """``[fencing]``: lost nodes; ``moorage server`` and ``moorage dev`` read it.
+
+    lease_s: how long a node may be silent until it counts as lost.
+
+    grace_s: how long after that until its readers are freed, and until a self-fencing agent has let go of everything.
+
+    takeover: what frees the writers of a lost node: evidence that it can write no more, or, with timeout, the end of
+    the grace alone, which risks two writers at once.
+    """
+
+    lease_s: Positive = 10.0
+    grace_s: Positive = 30.0
+    takeover: Takeover = "evidence"
+
+
+class DriverTable(Section, frozen=True, kw_only=True):
+    """``[[driver]]``: a driver that the agent runs and starts again; ``moorage agent`` and ``moorage dev`` read it.
+
+    name: its plugin ID.
+
+    command: the program and its arguments. CSI_ENDPOINT names the socket in its environment.
+
+    environment: variables beside those of the agent.
+
+    socket: where it listens; an absolute path.
+
+    socket_dir: the directory in which it listens at csi.sock, instead of socket; without either, one below data_dir.
+
+    role: what it is to serve: detected takes whatever it answers to; controller and node only that; monolith both.
+
+    restart_first_s: the pause before it is started again; it doubles with each end.
+
+    restart_cap_s: the longest such pause.
+
+    steady_s: after how long a run the pause begins anew with the first.
+
+    stop_s: how long it may take to end after SIGTERM until it gets SIGKILL.
+    """
+
+    name: str
+    command: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    environment: dict[str, str] = {}
+    socket: str = ""
+    socket_dir: str = ""
+    role: Role = "detected"
+    restart_first_s: Positive = 0.2
+    restart_cap_s: Positive = 10.0
+    steady_s: Positive = 30.0
+    stop_s: Positive = 5.0
+
+
+class PluginTable(Section, frozen=True, kw_only=True):
+    """``[[plugin]]``: a driver that somebody else runs; ``moorage agent`` and ``moorage dev`` read it. The flag is
+    --plugin NAME=unix:///SOCKET.
+
+    name: its plugin ID.
+
+    socket: where it listens; an absolute path.
+
+    role: what it is to serve: detected takes whatever it answers to; controller and node only that; monolith both.
+    """
+
+    name: str
+    socket: str
+    role: Role = "detected"
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """All settings; the tables by their position in the file."""
+
+    server: ServerSettings = ServerSettings()
+    agent: AgentSettings = AgentSettings()
+    fencing: FencingSettings = FencingSettings()
+    driver: tuple[DriverTable, ...] = ()
+    plugin: tuple[PluginTable, ...] = ()
+
+
+SECTIONS: dict[str, type[Section]] = {"server": ServerSettings, "agent": AgentSettings, "fencing": FencingSettings}
+TABLES: dict[str, type[Section]] = {"driver": DriverTable, "plugin": PluginTable}
+# Which sections are flags of which program. Where two sections have a key, a program has the flag of one of them.
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "server": ("server", "fencing"),
+    "agent": ("agent",),
+    "dev": ("server", "fencing", "agent"),
+}
