@@ -1,7 +1,7 @@
 """Every record format ever written is read by the newest code.
 
 ``data/records-v1.jsonl`` was written by version 1 and is never edited: a key and its value a line. A new version gets
-a file of its own and its own table of records here; the old ones stay.
+a file of its own and its own table of records here; the old ones stay. So do tables that came later.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 
 from moorage.errors import StoreUnavailable
 from moorage.model import claim, steps
+from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim, TaskEvent, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, OperationId, PluginId, VolumeId
 from moorage.model.namespace import Namespace
@@ -291,15 +292,38 @@ def make_records_1() -> dict[str, msgspec.Struct]:
     }
     records |= {f"claims/a1/{number}": make_claim(state) for number, state in enumerate(CLAIM_STATES)}
     records |= {f"operations/o{number}": make_operation(number) for number in range(len(STEPS))}
-    return records
+    return records | make_acl_records_1()
 
 
-def read_golden(version: int) -> dict[str, bytes]:
-    lines = (DATA / f"records-v{version}.jsonl").read_bytes().splitlines()
+def make_acl_records_1() -> dict[str, msgspec.Struct]:
+    """What ``records-acl-v1.jsonl`` means."""
+    token = Token(
+        accessor_id="2d451016-dfa1-4887-b88b-e93319b4860d",
+        secret_hash="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        name="ci",
+        kind="client",
+        policies=("read", "none"),
+        is_global=True,
+        ttl_ns=3600 * 10**9,
+        expires_at_ns=1700000000000000002,
+        created_at_ns=1700000000000000001,
+    )
+    bare = Token(accessor_id="e64cc3f6-c81b-4734-8f43-27432ea71e97", secret_hash="00", kind="management")
+    rules = 'namespace "default" {\n  policy = "read"\n}\n'
+    return {
+        f"acl-tokens/{token.accessor_id}": token,
+        f"acl-tokens/{bare.accessor_id}": bare,
+        "acl-policies/read": Policy(name="read", description="d", rules=rules),
+        "acl-bootstrap/once": Bootstrap(accessor_id=bare.accessor_id, at_ns=1700000000000000003),
+    }
+
+
+def read_golden(name: str) -> dict[str, bytes]:
+    lines = (DATA / f"{name}.jsonl").read_bytes().splitlines()
     return {row["key"]: row["value"].encode() for row in map(msgspec.json.decode, lines)}
 
 
-GOLDEN_1 = read_golden(1)
+GOLDEN_1 = read_golden("records-v1") | read_golden("records-acl-v1")
 
 
 @pytest.mark.parametrize("key", sorted(GOLDEN_1))

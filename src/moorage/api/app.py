@@ -8,13 +8,15 @@ with the request's id and answered with 500.
 from __future__ import annotations
 
 import anyio
+import msgspec
 import structlog
 
+from moorage.api.admission import admit
 from moorage.api.door import Door, Receive, Scope, Send
 from moorage.api.http import TEXT, Answer, Request
 from moorage.api.limits import HttpSettings
 from moorage.api.refusals import of_answer, of_crash, of_error, of_unrouted, of_wrong_method, refuse
-from moorage.api.routes import ROUTES, Router
+from moorage.api.routes import ROUTES, Found, Router, Served
 from moorage.engine.service import Service
 from moorage.errors import MoorageError
 
@@ -40,11 +42,11 @@ class App:
         found = self._router.find(request.parts)
         if found is None:
             return refuse(accept, of_unrouted(request.method, request.parts))
-        handler = found.route.handlers.get(request.method)
-        if handler is None:
+        served = found.route.handlers.get(request.method)
+        if served is None:
             return refuse(accept, of_wrong_method(request.method, request.parts, found.route.handlers))
         try:
-            answer = await handler(self._service, request, *found.arguments)
+            answer = await self._serve(served, request, found)
         except MoorageError as error:
             return refuse(accept, of_error(error))
         except Exception:
@@ -53,6 +55,22 @@ class App:
             return refuse(accept, of_crash(incident))
         if answer.status >= 400 and answer.content_type in (TEXT, None):
             return refuse(accept, of_answer(answer))
+        return answer
+
+    async def _serve(self, served: Served, request: Request, found: Found) -> Answer:
+        """Let the handler answer, if the caller may ask. Raises what it raises, and Forbidden.
+
+        A read that waited is answered anew when the caller's grants changed meanwhile: what it shows was chosen by the
+        old ones.
+        """
+        service, arguments = self._service, found.arguments
+        admitted = admit(service, served.grant, request, arguments)
+        answer = await served.handler(service, admitted, *arguments)
+        if found.route.is_blocking and "index" in request.query:
+            again = admit(service, served.grant, request, arguments)
+            if again.access is not admitted.access and again.access != admitted.access:
+                now = {name: value for name, value in again.query.items() if name != "index"}
+                answer = await served.handler(service, msgspec.structs.replace(again, query=now), *arguments)
         return answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

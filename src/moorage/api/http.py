@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 
+from moorage.model.acl import Caller
+from moorage.rules.authorize import NOBODY, Access
+
 _encoder = msgspec.json.Encoder(order="sorted")
 
 JSON = "application/json"
@@ -19,7 +22,8 @@ Stream = Callable[[Write], Awaitable[None]]
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values, ``raw_query``
-    the whole query as it came; header names are lower case."""
+    the whole query as it came; header names are lower case. ``access``: who asks and what it may do; the app puts it
+    there before any handler sees the request."""
 
     method: str
     path: str
@@ -28,6 +32,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     raw_query: bytes = b""
     headers: Mapping[str, str] = {}
     body: bytes = b""
+    access: Access = NOBODY
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks."""
+        return self.access.caller
 
     def header(self, name: str) -> str:
         """A header's value by its lower-case name, or empty."""

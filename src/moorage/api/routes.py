@@ -1,4 +1,4 @@
-"""The route table: each path with its methods and handlers. Everything about who may ask what is here.
+"""The route table: each path with its methods, their handlers, and the grant that each needs.
 
 A pattern's ``:name`` takes one segment of the decoded path: an ID with ``/`` cannot be addressed, as recorded, and is
 refused when it is registered.
@@ -16,6 +16,7 @@ from moorage.api import (
     allocations,
     elsewhere,
     events,
+    grants,
     namespaces,
     node_care,
     nodes,
@@ -27,26 +28,43 @@ from moorage.api import (
     volumes,
     why,
 )
+from moorage.api.grants import Grant
 from moorage.api.http import Answer, Request
 from moorage.engine.service import Service
 
 Handler = Callable[..., Awaitable[Answer]]
 
 
+class Served(msgspec.Struct, frozen=True):
+    """What serves a method, and what it takes to ask it. There is no route without a grant."""
+
+    handler: Handler
+    grant: Grant
+
+
 class Route(msgspec.Struct, frozen=True):
-    """A path's pattern and the handler of each method. ``is_blocking``: honours ``index`` and ``wait``."""
+    """A path's pattern and what serves each method. ``is_blocking``: honours ``index`` and ``wait``."""
 
     pattern: str
-    handlers: dict[str, Handler]
+    handlers: dict[str, Served]
     is_blocking: bool = False
 
 
-def _write(handler: Handler) -> dict[str, Handler]:
-    return {"PUT": handler, "POST": handler}
+def _get(handler: Handler, grant: Grant) -> dict[str, Served]:
+    return {"GET": Served(handler, grant)}
 
 
-def _all(handler: Handler) -> dict[str, Handler]:
-    return {"GET": handler, "DELETE": handler, **_write(handler)}
+def _delete(handler: Handler, grant: Grant) -> dict[str, Served]:
+    return {"DELETE": Served(handler, grant)}
+
+
+def _put(handler: Handler, grant: Grant) -> dict[str, Served]:
+    """PUT alone: between server and agent."""
+    return {"PUT": Served(handler, grant)}
+
+
+def _write(handler: Handler, grant: Grant) -> dict[str, Served]:
+    return {"PUT": Served(handler, grant), "POST": Served(handler, grant)}
 
 
 async def _plugin_part(service: Service, request: Request, plugin_id: str, part: str) -> Answer:
@@ -59,93 +77,109 @@ async def _snapshot_of(service: Service, request: Request, volume_id: str) -> An
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("/v1/volumes", {"GET": volume_lists.list_volumes, **_write(volumes.register)}, is_blocking=True),
-    Route("/v1/volumes/external", {"GET": volumes.list_external}),
-    Route("/v1/volumes/orphans", {"GET": orphans.list_orphans}),
+    Route(
+        "/v1/volumes",
+        _get(volume_lists.list_volumes, grants.VOLUME_LIST) | _write(volumes.register, grants.VOLUME_WRITE),
+        is_blocking=True,
+    ),
+    Route("/v1/volumes/external", _get(volumes.list_external, grants.EXTERNAL_LIST)),
+    Route("/v1/volumes/orphans", _get(orphans.list_orphans, grants.OPERATOR_READ)),
     Route(
         "/v1/volumes/snapshot",
-        {
-            "GET": volumes.list_snapshots,
-            "DELETE": volumes.delete_snapshot,
-            **_write(volumes.create_snapshots),
-        },
+        _get(volumes.list_snapshots, grants.SNAPSHOT_LIST)
+        | _delete(volumes.delete_snapshot, grants.SNAPSHOT_DELETE)
+        | _write(volumes.create_snapshots, grants.SNAPSHOT_CREATE),
     ),
-    Route("/v1/volumes/snapshot/:id", _write(_snapshot_of)),
+    Route("/v1/volumes/snapshot/:id", _write(_snapshot_of, grants.SNAPSHOT_CREATE)),
     Route(
         "/v1/volume/csi/:id",
-        {"GET": volumes.read_volume, "DELETE": volumes.deregister, **_write(volumes.register)},
+        _get(volumes.read_volume, grants.VOLUME_READ)
+        | _delete(volumes.deregister, grants.VOLUME_DEREGISTER)
+        | _write(volumes.register, grants.VOLUME_WRITE),
         is_blocking=True,
     ),
-    Route("/v1/volume/csi/:id/why", {"GET": why.explain_volume}),
-    Route("/v1/volume/csi/:id/create", _write(volumes.create)),
-    Route("/v1/volume/csi/:id/delete", {"DELETE": volumes.delete}),
-    Route("/v1/volume/csi/:id/detach", {"DELETE": volumes.detach}),
-    Route("/v1/volume/csi/:id/snapshot", _write(_snapshot_of)),
-    Route("/v1/plugins", {"GET": plugins.list_plugins}, is_blocking=True),
-    Route("/v1/plugin/csi/:id", {"GET": plugins.read_plugin}, is_blocking=True),
-    Route("/v1/plugin/csi/:id/why", {"GET": why.explain_plugin}),
-    Route("/v1/plugin/csi/:id/:part", {"GET": _plugin_part}, is_blocking=True),
-    Route("/v1/nodes", {"GET": nodes.list_nodes}, is_blocking=True),
-    Route("/v1/node/:id", {"GET": nodes.read_node}, is_blocking=True),
-    Route("/v1/node/:id/allocations", {"GET": nodes.list_node_allocations}, is_blocking=True),
-    Route("/v1/node/:id/why", {"GET": why.explain_node}),
-    Route("/v1/node/:id/drain", _write(node_care.drain)),
-    Route("/v1/node/:id/eligibility", _write(node_care.set_eligibility)),
-    Route("/v1/node/:id/fence", _write(node_care.fence)),
-    Route("/v1/node/:id/register", {"PUT": nodes.register_node}),
-    Route("/v1/node/:id/plugins", {"PUT": nodes.report_plugins}),
-    Route("/v1/node/:id/steps", {"GET": nodes.wait_steps}, is_blocking=True),
-    Route("/v1/node/:id/claims", {"GET": nodes.wait_claims}, is_blocking=True),
-    Route("/v1/node/:id/reports", {"PUT": nodes.report_outcomes}),
+    Route("/v1/volume/csi/:id/why", _get(why.explain_volume, grants.VOLUME_READ)),
+    Route("/v1/volume/csi/:id/create", _write(volumes.create, grants.VOLUME_WRITE)),
+    Route("/v1/volume/csi/:id/delete", _delete(volumes.delete, grants.VOLUME_DELETE)),
+    Route("/v1/volume/csi/:id/detach", _delete(volumes.detach, grants.VOLUME_DETACH)),
+    Route("/v1/volume/csi/:id/snapshot", _write(_snapshot_of, grants.SNAPSHOT_CREATE)),
+    Route("/v1/plugins", _get(plugins.list_plugins, grants.PLUGIN_LIST), is_blocking=True),
+    Route("/v1/plugin/csi/:id", _get(plugins.read_plugin, grants.PLUGIN_READ), is_blocking=True),
+    Route("/v1/plugin/csi/:id/why", _get(why.explain_plugin, grants.PLUGIN_WHY)),
+    Route("/v1/plugin/csi/:id/:part", _get(_plugin_part, grants.PLUGIN_READ), is_blocking=True),
+    Route("/v1/nodes", _get(nodes.list_nodes, grants.NODE_READ), is_blocking=True),
+    Route("/v1/node/:id", _get(nodes.read_node, grants.NODE_READ), is_blocking=True),
+    Route("/v1/node/:id/allocations", _get(nodes.list_node_allocations, grants.NODE_ALLOCATIONS), is_blocking=True),
+    Route("/v1/node/:id/why", _get(why.explain_node, grants.NODE_WHY)),
+    Route("/v1/node/:id/drain", _write(node_care.drain, grants.NODE_WRITE)),
+    Route("/v1/node/:id/eligibility", _write(node_care.set_eligibility, grants.NODE_WRITE)),
+    Route("/v1/node/:id/fence", _write(node_care.fence, grants.NODE_WRITE)),
+    Route("/v1/node/:id/register", _put(nodes.register_node, grants.NODE_SELF)),
+    Route("/v1/node/:id/plugins", _put(nodes.report_plugins, grants.NODE_SELF)),
+    Route("/v1/node/:id/steps", _get(nodes.wait_steps, grants.NODE_SELF), is_blocking=True),
+    Route("/v1/node/:id/claims", _get(nodes.wait_claims, grants.NODE_SELF), is_blocking=True),
+    Route("/v1/node/:id/reports", _put(nodes.report_outcomes, grants.NODE_SELF)),
     Route(
         "/v1/allocations",
-        {"GET": allocations.list_allocations, **_write(allocations.start)},
+        _get(allocations.list_allocations, grants.ALLOCATION_LIST) | _write(allocations.start, grants.ALLOCATION_START),
         is_blocking=True,
     ),
-    Route("/v1/allocation/:id", {"GET": allocations.read_allocation}, is_blocking=True),
-    Route("/v1/allocation/:id/why", {"GET": why.explain_allocation}),
-    Route("/v1/allocation/:id/stop", _write(allocations.stop)),
-    Route("/v1/namespaces", {"GET": namespaces.list_namespaces}, is_blocking=True),
-    Route("/v1/namespace", _write(namespaces.write_namespace)),
+    Route("/v1/allocation/:id", _get(allocations.read_allocation, grants.ALLOCATION_READ), is_blocking=True),
+    Route("/v1/allocation/:id/why", _get(why.explain_allocation, grants.ALLOCATION_READ)),
+    Route("/v1/allocation/:id/stop", _write(allocations.stop, grants.ALLOCATION_STOP)),
+    Route("/v1/namespaces", _get(namespaces.list_namespaces, grants.OWN), is_blocking=True),
+    Route("/v1/namespace", _write(namespaces.write_namespace, grants.MANAGEMENT)),
     Route(
         "/v1/namespace/:name",
-        {
-            "GET": namespaces.read_namespace,
-            "DELETE": namespaces.delete_namespace,
-            **_write(namespaces.write_namespace),
-        },
+        _get(namespaces.read_namespace, grants.NAMESPACE_READ)
+        | _delete(namespaces.delete_namespace, grants.MANAGEMENT)
+        | _write(namespaces.write_namespace, grants.MANAGEMENT),
         is_blocking=True,
     ),
-    Route("/v1/search", _write(search.search)),
-    Route("/v1/search/fuzzy", _write(search.search_fuzzy)),
-    Route("/v1/event/stream", {"GET": events.stream_events}),
-    Route("/v1/status/leader", {"GET": agents.read_leader}),
-    Route("/v1/status/peers", {"GET": agents.list_peers}),
-    Route("/v1/regions", {"GET": agents.list_regions}),
-    Route("/v1/agent/health", {"GET": agents.read_health}),
-    Route("/v1/openapi.json", {"GET": openapi.read_openapi}),
-    Route("/v1/agent/self", {"GET": agents.read_self}),
-    Route("/v1/agent/members", {"GET": agents.read_members}),
-    Route("/v1/agent/servers", {"GET": agents.list_servers}),
+    Route("/v1/search", _write(search.search, grants.SEARCH)),
+    Route("/v1/search/fuzzy", _write(search.search_fuzzy, grants.SEARCH)),
+    Route("/v1/event/stream", _get(events.stream_events, grants.EVENTS)),
+    Route("/v1/status/leader", _get(agents.read_leader, grants.ANONYMOUS)),
+    Route("/v1/status/peers", _get(agents.list_peers, grants.ANONYMOUS)),
+    Route("/v1/regions", _get(agents.list_regions, grants.ANONYMOUS)),
+    Route("/v1/agent/health", _get(agents.read_health, grants.ANONYMOUS)),
+    Route("/v1/openapi.json", _get(openapi.read_openapi, grants.ANY_TOKEN)),
+    Route("/v1/agent/self", _get(agents.read_self, grants.AGENT_READ)),
+    Route("/v1/agent/members", _get(agents.read_members, grants.NODE_READ)),
+    Route("/v1/agent/servers", _get(agents.list_servers, grants.AGENT_READ)),
     # Pages of things that moorage does not have.
-    Route("/v1/jobs", {"GET": elsewhere.list_nothing}, is_blocking=True),
-    Route("/v1/evaluations", {"GET": elsewhere.list_nothing}, is_blocking=True),
-    Route("/v1/deployments", {"GET": elsewhere.list_nothing}, is_blocking=True),
-    Route("/v1/volumes/claims", {"GET": elsewhere.list_nothing}, is_blocking=True),
-    Route("/v1/volumes/claim/:id", {"DELETE": elsewhere.delete_host_claim}),
-    Route("/v1/volume/host/create", _write(elsewhere.create_host_volume)),
-    Route("/v1/volume/host/register", _write(elsewhere.create_host_volume)),
-    Route("/v1/volume/host/:id", {"GET": elsewhere.read_host_volume, "DELETE": elsewhere.delete_host_volume}),
-    Route("/v1/operator/raft/configuration", {"GET": elsewhere.read_raft}),
-    Route("/v1/operator/scheduler/configuration", {"GET": elsewhere.read_scheduler}),
-    Route("/v1/system/gc", _write(elsewhere.collect_garbage)),
-    Route("/v1/acl/bootstrap", _write(elsewhere.refuse_acl)),
-    Route("/v1/acl/policies", {"GET": elsewhere.refuse_acl}),
-    Route("/v1/acl/policy/:name", _all(elsewhere.refuse_acl)),
-    Route("/v1/acl/tokens", {"GET": elsewhere.refuse_acl}),
-    Route("/v1/acl/token", _write(elsewhere.refuse_acl)),
-    Route("/v1/acl/token/self", {"GET": elsewhere.read_own_token}),
-    Route("/v1/acl/token/:id", _all(elsewhere.refuse_acl)),
+    Route("/v1/jobs", _get(elsewhere.list_nothing, grants.JOBS), is_blocking=True),
+    Route("/v1/evaluations", _get(elsewhere.list_nothing, grants.JOBS), is_blocking=True),
+    Route("/v1/deployments", _get(elsewhere.list_nothing, grants.JOBS), is_blocking=True),
+    Route("/v1/volumes/claims", _get(elsewhere.list_nothing, grants.VOLUME_READ), is_blocking=True),
+    Route("/v1/volumes/claim/:id", _delete(elsewhere.delete_host_claim, grants.VOLUME_DEREGISTER)),
+    Route("/v1/volume/host/create", _write(elsewhere.create_host_volume, grants.VOLUME_WRITE)),
+    Route("/v1/volume/host/register", _write(elsewhere.create_host_volume, grants.VOLUME_WRITE)),
+    Route(
+        "/v1/volume/host/:id",
+        _get(elsewhere.read_host_volume, grants.VOLUME_READ)
+        | _delete(elsewhere.delete_host_volume, grants.VOLUME_DEREGISTER),
+    ),
+    Route("/v1/operator/raft/configuration", _get(elsewhere.read_raft, grants.OPERATOR_READ)),
+    Route("/v1/operator/scheduler/configuration", _get(elsewhere.read_scheduler, grants.OPERATOR_READ)),
+    Route("/v1/system/gc", _write(elsewhere.collect_garbage, grants.MANAGEMENT)),
+    Route("/v1/acl/bootstrap", _write(elsewhere.refuse_acl, grants.ANONYMOUS)),
+    Route("/v1/acl/policies", _get(elsewhere.refuse_acl, grants.OWN)),
+    Route(
+        "/v1/acl/policy/:name",
+        _get(elsewhere.refuse_acl, grants.OWN)
+        | _delete(elsewhere.refuse_acl, grants.MANAGEMENT)
+        | _write(elsewhere.refuse_acl, grants.MANAGEMENT),
+    ),
+    Route("/v1/acl/tokens", _get(elsewhere.refuse_acl, grants.MANAGEMENT)),
+    Route("/v1/acl/token", _write(elsewhere.refuse_acl, grants.MANAGEMENT)),
+    Route("/v1/acl/token/self", _get(elsewhere.read_own_token, grants.SELF)),
+    Route(
+        "/v1/acl/token/:id",
+        _get(elsewhere.refuse_acl, grants.ANY_TOKEN)
+        | _delete(elsewhere.refuse_acl, grants.MANAGEMENT)
+        | _write(elsewhere.refuse_acl, grants.MANAGEMENT),
+    ),
 )
 
 

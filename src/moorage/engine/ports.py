@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from moorage.model.ids import NodeId
 from moorage.model.node import Node
 from moorage.rules.nodes import FencingSettings
 
@@ -42,6 +43,29 @@ class FenceHook(Protocol):
         ...
 
 
+class NodeIdentities(Protocol):
+    """Which node a secret belongs to."""
+
+    def find_node(self, secret: str) -> NodeId | None:
+        """The node whose own secret this is, or None. Answers from memory, in time that tells nothing."""
+        ...
+
+
+class NoIdentities:
+    """Nodes have no secrets of their own."""
+
+    def find_node(self, secret: str) -> NodeId | None:
+        """None."""
+        return None
+
+
+class AclSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Access control. ``strict``: writes also need to read the plugin, as recorded servers demand."""
+
+    enabled: bool = False
+    strict: bool = False
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines and limits of the engine, in seconds unless said otherwise.
 
@@ -51,6 +75,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     operation_kept_s: how long an operation's record is kept for its caller.
     allocation_kept_s: how long an ended allocation is shown.
     fencing: leases of nodes, and what frees the claims of a lost one.
+    acl: access control.
     """
 
     request_s: float = 120.0
@@ -61,3 +86,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     operation_kept_s: float = 600.0
     allocation_kept_s: float = 3600.0
     fencing: FencingSettings = FencingSettings()
+    acl: AclSettings = AclSettings()

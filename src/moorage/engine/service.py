@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 from anyio.abc import TaskStatus
 
+from moorage.engine.access import Accesses
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
 from moorage.engine.events import Events, EventSettings
@@ -14,7 +15,7 @@ from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
 from moorage.engine.orphans import Orphans
-from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook
+from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook, NodeIdentities, NoIdentities
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Parts, Reconciler
 from moorage.engine.removals import Removals
@@ -36,12 +37,15 @@ class Service:
         event_settings: EventSettings | None = None,
         hook: FenceHook | None = None,
         parts: Parts | None = None,
+        identities: NodeIdentities | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
         self.chance = chance
         self._repo = repo
         self.reads = Reads(repo)
+        self.identities = identities or NoIdentities()
+        self.accesses = Accesses(repo, clock, chance, self.settings.acl, identities=self.identities)
         self.events = Events(repo, event_settings)
         self.reconciler = Reconciler(repo, clock, chance, self.settings, parts=parts)
         self.operations = Operations(repo, self.reconciler, clock=clock, chance=chance, settings=self.settings)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from moorage.errors import StoreUnavailable
+from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim
 from moorage.model.namespace import Namespace
 from moorage.model.node import Node
@@ -97,6 +98,9 @@ RECORDS: Mapping[str, type[msgspec.Struct]] = {
     keys.NODES: Node,
     keys.OPERATIONS: Operation,
     keys.NAMESPACES: Namespace,
+    keys.ACL_TOKENS: Token,
+    keys.ACL_POLICIES: Policy,
+    keys.ACL_BOOTSTRAP: Bootstrap,
 }
 VERSIONS: Mapping[type[msgspec.Struct], int] = dict.fromkeys(RECORDS.values(), 1)
 UPGRADES: Mapping[tuple[type, int], Step] = {}

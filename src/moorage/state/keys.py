@@ -1,7 +1,8 @@
 """The key layout. A key is a table's name and an id, parted by ``/``.
 
 ``volumes/<namespace>/<id>``, ``claims/<allocation>/<name>``, ``allocations/<id>``, ``plugins/<id>``, ``nodes/<id>``,
-``operations/<id>``, ``namespaces/<name>``. Volume IDs and namespaces hold no ``/``; other ids may.
+``operations/<id>``, ``namespaces/<name>``, ``acl-tokens/<accessor>``, ``acl-policies/<name>``, ``acl-bootstrap/once``.
+Volume IDs and namespaces hold no ``/``; other ids may.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ PLUGINS = "plugins/"
 NODES = "nodes/"
 OPERATIONS = "operations/"
 NAMESPACES = "namespaces/"
-TABLES = (VOLUMES, CLAIMS, ALLOCATIONS, PLUGINS, NODES, OPERATIONS, NAMESPACES)
+ACL_TOKENS = "acl-tokens/"
+ACL_POLICIES = "acl-policies/"
+ACL_BOOTSTRAP = "acl-bootstrap/"
+TABLES = (VOLUMES, CLAIMS, ALLOCATIONS, PLUGINS, NODES, OPERATIONS, NAMESPACES, ACL_TOKENS, ACL_POLICIES, ACL_BOOTSTRAP)
 
 
 def volume_key(namespace: NamespaceName, volume_id: VolumeId) -> str:
@@ -51,6 +55,20 @@ def operation_key(operation_id: OperationId) -> str:
 def namespace_key(name: NamespaceName) -> str:
     """The key of a namespace's record."""
     return f"{NAMESPACES}{name}"
+
+
+def acl_token_key(accessor_id: str) -> str:
+    """The key of a token's record."""
+    return f"{ACL_TOKENS}{accessor_id}"
+
+
+def acl_policy_key(name: str) -> str:
+    """The key of a policy's record."""
+    return f"{ACL_POLICIES}{name}"
+
+
+# There is one such record.
+ACL_BOOTSTRAP_KEY = f"{ACL_BOOTSTRAP}once"
 
 
 def table_of(key: str) -> str:

@@ -6,12 +6,16 @@ Records are frozen; the maps here are private to this module's classes and are r
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from sortedcontainers import SortedKeyList
 
+from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim
 from moorage.model.ids import (
     AllocationId,
@@ -190,6 +194,36 @@ class Claims(Table[Claim]):
         _discard(self._by_allocation, value.allocation_id, key)
 
 
+class Tokens(Table[Token]):
+    """Tokens, by the hash of their secret.
+
+    The index is kept under a keyed hash whose key this process alone knows, and what it finds is compared in constant
+    time: how long a look-up takes tells nothing about the hashes that are stored.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._salt = secrets.token_bytes(32)
+        self._by_hash: dict[bytes, str] = {}
+
+    def find_by_hash(self, secret_hash: str) -> Record[Token] | None:
+        """The token whose secret has this hash, or None."""
+        key = self._by_hash.get(self._blind(secret_hash))
+        if key is None:
+            return None
+        record = self._records[key]
+        return record if hmac.compare_digest(record.value.secret_hash, secret_hash) else None
+
+    def _blind(self, secret_hash: str) -> bytes:
+        return hashlib.blake2b(secret_hash.encode(), key=self._salt, digest_size=32).digest()
+
+    def _learn(self, key: str, value: Token) -> None:
+        self._by_hash[self._blind(value.secret_hash)] = key
+
+    def _forget(self, key: str, value: Token) -> None:
+        self._by_hash.pop(self._blind(value.secret_hash), None)
+
+
 K = TypeVar("K")
 
 
@@ -212,6 +246,9 @@ class View:
         self.nodes: Table[Node] = Table()
         self.operations: Table[Operation] = Table()
         self.namespaces: Table[Namespace] = Table()
+        self.acl_tokens = Tokens()
+        self.acl_policies: Table[Policy] = Table()
+        self.acl_bootstrap: Table[Bootstrap] = Table()
         self.revision: Revision = Revision(0)
         self.tables_by_prefix: dict[str, Table[Any]] = {
             keys.VOLUMES: self.volumes,
@@ -221,6 +258,9 @@ class View:
             keys.NODES: self.nodes,
             keys.OPERATIONS: self.operations,
             keys.NAMESPACES: self.namespaces,
+            keys.ACL_TOKENS: self.acl_tokens,
+            keys.ACL_POLICIES: self.acl_policies,
+            keys.ACL_BOOTSTRAP: self.acl_bootstrap,
         }
 
     def find_plugin(self, plugin_id: str) -> Record[Plugin] | None:

@@ -1,0 +1,37 @@
+"""Admission: whose request it is, and whether the caller may ask at all. Comes before every handler.
+
+A request that may not ask is refused before its parameters and its body are looked at, so that a refusal tells nothing.
+Source: contract volumes-api §1.2.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from moorage.api.grants import Grant
+from moorage.api.http import Request
+from moorage.engine.service import Service
+from moorage.errors import Forbidden
+from moorage.rules.authorize import NOBODY, demand
+
+
+def find_secret(request: Request) -> str:
+    """The secret that a request bears, or empty. ``X-Nomad-Token`` wins over ``Authorization: Bearer``, good or bad."""
+    given = request.header("x-nomad-token").strip()
+    if given:
+        return given
+    words = request.header("authorization").split()
+    return words[1] if len(words) > 1 and words[0].lower() == "bearer" else ""
+
+
+def admit(service: Service, grant: Grant, request: Request, arguments: tuple[str, ...]) -> Request:
+    """The request with its caller, if it may ask. Raises Forbidden."""
+    is_free = grant.is_free(request)
+    try:
+        access = service.accesses.resolve(find_secret(request))
+    except Forbidden:
+        if not is_free:
+            raise
+        access = NOBODY
+    demand(is_free or grant.test(access, request, arguments))
+    return msgspec.structs.replace(request, access=access)
