@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from stored_records import make_acl_records_1
 
 from moorage.errors import StoreUnavailable
 from moorage.model import claim, steps
-from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim, TaskEvent, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, OperationId, PluginId, VolumeId
 from moorage.model.namespace import Namespace
@@ -293,29 +293,6 @@ def make_records_1() -> dict[str, msgspec.Struct]:
     records |= {f"claims/a1/{number}": make_claim(state) for number, state in enumerate(CLAIM_STATES)}
     records |= {f"operations/o{number}": make_operation(number) for number in range(len(STEPS))}
     return records | make_acl_records_1()
-
-
-def make_acl_records_1() -> dict[str, msgspec.Struct]:
-    """What ``records-acl-v1.jsonl`` means."""
-    token = Token(
-        accessor_id="2d451016-dfa1-4887-b88b-e93319b4860d",
-        secret_hash="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-        name="ci",
-        kind="client",
-        policies=("read", "none"),
-        is_global=True,
-        ttl_ns=3600 * 10**9,
-        expires_at_ns=1700000000000000002,
-        created_at_ns=1700000000000000001,
-    )
-    bare = Token(accessor_id="e64cc3f6-c81b-4734-8f43-27432ea71e97", secret_hash="00", kind="management")
-    rules = 'namespace "default" {\n  policy = "read"\n}\n'
-    return {
-        f"acl-tokens/{token.accessor_id}": token,
-        f"acl-tokens/{bare.accessor_id}": bare,
-        "acl-policies/read": Policy(name="read", description="d", rules=rules),
-        "acl-bootstrap/once": Bootstrap(accessor_id=bare.accessor_id, at_ns=1700000000000000003),
-    }
 
 
 def read_golden(name: str) -> dict[str, bytes]:
