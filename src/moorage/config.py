@@ -16,6 +16,7 @@ import difflib
 import inspect
 import os
 import re
+import shlex
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from moorage.config_sections import (
     SECTIONS,
     TABLES,
     AgentSettings,
+    Count,
     DriverTable,
     FencingSettings,
     PluginTable,
@@ -136,8 +138,10 @@ def _dest_of(setting: Setting) -> str:
 def _metavar(setting: Setting) -> str:
     if setting.unit == "seconds":
         return "SECONDS"
-    known = {"bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME", "file": "FILE"}
-    return known.get(setting.key, "NUMBER" if setting.kind in (int, float) else "TEXT")
+    known = {
+        "bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME", "file": "FILE", "hook": "COMMAND"
+    }  # fmt: skip
+    return known.get(setting.key, "NUMBER" if setting.kind in (int, float, Count) else "TEXT")
 
 
 def _show(value: Any) -> str:
@@ -232,11 +236,21 @@ def _convert(value: Any, setting: Setting, where: str) -> Any:
     """A text from a variable or a flag as the setting's type."""
     if setting.key == "plugin_dirs" and isinstance(value, str):
         value = [part for part in value.split(os.pathsep) if part]
+    elif setting.key == "hook":
+        value = _split_words(value, f"{where} ({setting.section}.{setting.key})")
     try:
         return msgspec.convert(value, type=setting.kind, strict=False)
     except msgspec.ValidationError as e:
         what = str(e)
         raise BadRequest(f"{where} ({setting.section}.{setting.key}): {what[:1].lower()}{what[1:]}") from e
+
+
+def _split_words(text: str, where: str) -> list[str]:
+    """A command line as words. Raises BadRequest."""
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise BadRequest(f"{where}: {str(e).lower()}") from e
 
 
 def _check_names(settings: Settings) -> None:

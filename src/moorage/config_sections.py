@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Role = Literal["detected", "controller", "node", "monolith"]
 Takeover = Literal["evidence", "timeout"]
@@ -89,11 +90,24 @@ class FencingSettings(Section, frozen=True, kw_only=True):
 
     takeover: what frees the writers of a lost node: evidence that it can write no more, or, with timeout, the end of
     the grace alone, which risks two writers at once.
+
+    hook: a program with its arguments that cuts a lost node off, and exits with 0 when that node can write no more; see
+    docs/node-loss.md. In the environment and as a flag: words as a shell would part them.
+
+    hook_timeout_s: how long the hook may take until it is killed with its children.
+
+    hook_retry_cap_s: the longest pause before a failed hook is tried again.
+
+    hook_runs_max: for how many nodes the hook runs at a time.
     """
 
     lease_s: Positive = 10.0
     grace_s: Positive = 30.0
     takeover: Takeover = "evidence"
+    hook: tuple[str, ...] = ()
+    hook_timeout_s: Positive = 60.0
+    hook_retry_cap_s: Positive = 300.0
+    hook_runs_max: Count = 4
 
 
 class DriverTable(Section, frozen=True, kw_only=True):

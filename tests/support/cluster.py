@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,19 @@ with open(path, "ab", buffering=0) as file:
 class Cluster:
     """The Lan with server, drivers behind judges, and agents."""
 
-    def __init__(self, lan: Lan) -> None:
+    def __init__(self, lan: Lan, *, hosts: int = 3, options: Sequence[str] = ()) -> None:
         self.lan = lan
         self.nas = lan.place / "nas"
         self.nas.mkdir()
-        self._options = ("--lease-s", str(LEASE_S), "--grace-s", str(GRACE_S))
+        self._options = ("--lease-s", str(LEASE_S), "--grace-s", str(GRACE_S), *options)
         lan.start_server(*self._options)
-        for _ in range(3):
+        for _ in range(hosts):
             lan.add_host()
         for host in lan.hosts:
             self.start_drivers(host)
         for host in lan.hosts:
             self.start_agent(host)
-        wait_until(lambda: self.healthy_nodes() == 3, "three healthy nodes")
+        wait_until(lambda: self.healthy_nodes() == hosts, f"{hosts} healthy nodes")
 
     # -- hosts -------------------------------------------------------------------------------------------------------
 

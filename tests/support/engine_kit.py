@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from moorage.api.app import App
-from moorage.engine.ports import EngineSettings
+from moorage.engine.ports import EngineSettings, FenceHook
 from moorage.engine.service import Service
 from moorage.model.assignment import MountedReport, Report, StepReport, UnmountedReport
 from moorage.model.claim import Attached, Mounted
@@ -40,10 +40,10 @@ class RunningClock:
 class Kit:
     """What a test needs: the service, the app over it, the driver, the repo."""
 
-    def __init__(self, store: Store, settings: EngineSettings) -> None:
+    def __init__(self, store: Store, settings: EngineSettings, hook: FenceHook | None = None) -> None:
         self.store = store
         self.repo = Repo(store, Feed(store))
-        self.service = Service(self.repo, RunningClock(), SeededChance(), settings)
+        self.service = Service(self.repo, RunningClock(), SeededChance(), settings, hook=hook)
         self.app = App(self.service)
         self.driver = ScriptedDriver()
         self.is_mounting = True
@@ -84,10 +84,15 @@ class Kit:
 
 @asynccontextmanager
 async def running_kit(
-    store: Store | None = None, *, request_s: float = 5.0, fencing: FencingSettings | None = None
+    store: Store | None = None,
+    *,
+    request_s: float = 5.0,
+    fencing: FencingSettings | None = None,
+    hook: FenceHook | None = None,
 ) -> AsyncIterator[Kit]:
     """A kit whose engine and agent run until the block ends."""
-    kit = Kit(store or MemoryStore(), EngineSettings(request_s=request_s, fencing=fencing or FencingSettings()))
+    settings = EngineSettings(request_s=request_s, fencing=fencing or FencingSettings())
+    kit = Kit(store or MemoryStore(), settings, hook)
     async with anyio.create_task_group() as group:
         await group.start(kit.service.run)
         await kit.register()

@@ -160,7 +160,8 @@ class Host:
     def power_off(self) -> None:
         """End every process of the host at once; its mounts and its network end with them."""
         assert self._first is not None, f"{self.name} is off already"
-        os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # somebody else may have switched it off
+            os.kill(self.pid, signal.SIGKILL)
         self._first.wait(10)
         self._first = None
         for job in self.jobs.values():

@@ -164,7 +164,7 @@ def row(setting: Setting) -> str:
 def _write(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float):
+    if isinstance(value, (int, float)):
         return f"{value:g}"
     if isinstance(value, (tuple, dict)):
         return "[]" if isinstance(value, tuple) else "{}"

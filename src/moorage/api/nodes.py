@@ -22,11 +22,12 @@ from moorage.model.times import format_time
 from moorage.rules.filter import Filter, compile_filter
 from moorage.rules.filter_types import NODE_STUB
 from moorage.rules.search import check_node_prefix
+from moorage.rules.why_claims import describe_hook
 
 T = TypeVar("T")
 
 
-def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
+def _stub(node: Node, created: int, modified: int, hook_text: str = "") -> dict[str, Any]:
     return {
         "Address": node.address.rpartition(":")[0] or node.address,
         "Attributes": None,
@@ -43,7 +44,7 @@ def _stub(node: Node, created: int, modified: int) -> dict[str, Any]:
         "NodePool": node.node_pool,
         "SchedulingEligibility": "eligible" if node.wanted == "active" else "ineligible",
         "Status": node.status,
-        "StatusDescription": _describe(node),
+        "StatusDescription": _describe(node, hook_text),
         "Version": node.version,
     }
 
@@ -73,13 +74,20 @@ def _drain_strategy(node: Node) -> dict[str, Any] | None:
     }
 
 
-def _describe(node: Node) -> str:
+def _describe(node: Node, hook_text: str) -> str:
     if node.status != "down":
         return ""
     if node.fence is None:
-        return "lost: claims that write wait for evidence that it holds nothing (moorage node fence)"
+        text = "lost: claims that write wait for evidence that it holds nothing (moorage node fence)"
+        return f"{text}; {hook_text}" if hook_text else text
     by = f" by {node.fence.by}" if node.fence.by else ""
     return f"lost, fenced ({node.fence.kind}{by}): {node.fence.reason}"
+
+
+def _tell_hook(service: Service, node: Node) -> str:
+    """How a lost node fares with the fence hook."""
+    tries = service.leases.hooks.find(node.id)
+    return describe_hook(tries, now_ns=service.clock.now_ns()) if tries is not None else ""
 
 
 async def list_nodes(service: Service, request: Request) -> Answer:
@@ -90,7 +98,9 @@ async def list_nodes(service: Service, request: Request) -> Answer:
     chosen = compile_filter(options.filter, NODE_STUB) if options.filter else None
     reads = service.reads
     await wait_for_change(service, options, (NODES,), lambda: reads.table_index(NODES))
-    rows = (_stub(r.value, r.created, r.modified) for r in reads.list_nodes(options.prefix))
+    rows = (
+        _stub(r.value, r.created, r.modified, _tell_hook(service, r.value)) for r in reads.list_nodes(options.prefix)
+    )
     page, next_token = cut_rows(rows, options, chosen)
     headers = {"X-Nomad-NextToken": next_token} if next_token else {}
     return json_answer(request, page, Meta(index=reads.table_index(NODES)), **headers)
@@ -119,6 +129,7 @@ async def read_node(service: Service, request: Request, node_id: str) -> Answer:
     if found is None:
         return _no_node(node_id)
     body = node_whole(found.value, found.created, found.modified, [r.value for r in reads.list_plugins()])
+    body["StatusDescription"] = _describe(found.value, _tell_hook(service, found.value))
     return json_answer(request, body, Meta(index=reads.table_index(NODES)))
 
 

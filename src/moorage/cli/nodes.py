@@ -63,6 +63,7 @@ def _show_node(args: argparse.Namespace, session: Session) -> int:
             ("Datacenter", node.get("Datacenter")),
             ("Pool", node.get("NodePool")),
             ("Status", node.get("Status")),
+            *([("Description", text)] if (text := node.get("StatusDescription")) else ()),
             ("Drivers", _describe_drivers(node)),
         ]
     )

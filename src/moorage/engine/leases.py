@@ -13,7 +13,8 @@ import anyio
 import structlog
 
 from moorage.engine.allocations import Allocations
-from moorage.engine.ports import Clock, FenceHook
+from moorage.engine.fence_hooks import FenceHooks
+from moorage.engine.ports import Clock
 from moorage.engine.reads import Reads
 from moorage.engine.retrying import decide_again
 from moorage.errors import MoorageError, NotFound, StateConflict
@@ -44,17 +45,16 @@ class Leases:
         settings: FencingSettings,
         *,
         allocations: Allocations,
-        hook: FenceHook | None = None,
+        hooks: FenceHooks,
     ) -> None:
         self._repo = repo
         self._reads = reads
         self._clock = clock
         self._settings = settings
         self._allocations = allocations
-        self._hook = hook
+        self.hooks = hooks
         self._heard_ns: dict[NodeId, int] = {}
         self._lost_ns: dict[NodeId, int] = {}
-        self._hooked: set[NodeId] = set()
         self._started_ns = clock.monotonic_ns()
 
     @property
@@ -94,7 +94,7 @@ class Leases:
         key = keys.node_key(node.id)
         now_ns = self._clock.now_ns()
         if node.status == "ready":
-            self._hooked.discard(node.id)
+            self.hooks.forget(node.id)
             self._lost_ns.pop(node.id, None)
             if node.wanted == "draining":
                 await self._drain(record)
@@ -106,9 +106,9 @@ class Leases:
             return
         if node.status != "down":
             return
-        if node.fence is None and self._hook is not None and node.id not in self._hooked:
-            self._hooked.add(node.id)
-            group.start_soon(self._run_hook, self._hook, node)
+        claims = self._repo.view.claims.of_node(node.id)
+        if node.fence is None and any(rules.needs_evidence(c.value) for c in claims):
+            self.hooks.start_due(node, group, self._take_hook_word)
         fence = rules.find_evidence(node, self._settings, lost_s=self.lost_s(node.id), now_ns=now_ns)
         if fence is not None and node.fence is None:
             await self._write_fence(record, fence)
@@ -127,17 +127,18 @@ class Leases:
                 record = rules.replace(plugin.value, instances=instances, modified_at_ns=now_ns)
                 write.put(keys.plugin_key(record.id), record, revision=plugin.modified)
 
-    async def _run_hook(self, hook: FenceHook, node: Node) -> None:
-        reason = await hook.fence(node)
-        found = self._reads.find_node(node.id)
-        if reason is None or found is None or found.value.status != "down" or found.value.fence is not None:
-            self._hooked.discard(node.id)
-            return
-        try:
-            await self._write_fence(found, Fence(kind="hook", reason=reason, at_ns=self._clock.now_ns()))
-        except MoorageError as error:
-            self._hooked.discard(node.id)
-            log.warning("fence.not_written", node=node.id, code=error.code, error=error.message)
+    async def _take_hook_word(self, node: Node, reason: str) -> None:
+        """The hook says that the node was cut off. It speaks of the loss that it was started for: a node that was back
+        in between, and is lost anew, may have mounted something since. Raises Unavailable."""
+
+        async def decide() -> None:
+            found = self._reads.find_node(node.id)
+            if found is None or found.value.status != "down" or found.value.fence is not None:
+                return
+            if found.value.lost_at_ns == node.lost_at_ns:
+                await self._write_fence(found, Fence(kind="hook", reason=reason, at_ns=self._clock.now_ns()))
+
+        await decide_again(decide, f'node "{node.id}" keeps changing')
 
     async def _write_fence(self, record: Record[Node], fence: Fence) -> int:
         node = rules.replace(record.value, fence=fence)

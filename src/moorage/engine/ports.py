@@ -35,11 +35,19 @@ class Chance(Protocol):
         ...
 
 
+class HookAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fence hook said. ``text``: how the node was cut off, or why not; ``exit_code`` None: it did not end."""
+
+    is_fenced: bool
+    text: str
+    exit_code: int | None = None
+
+
 class FenceHook(Protocol):
     """A program of the operator's that cuts a lost node off: a power switch, a hypervisor."""
 
-    async def fence(self, node: Node) -> str | None:
-        """Cut the node off; a text that says how it was done, or None when it was not. Never raises; has a deadline."""
+    async def fence(self, node: Node) -> HookAnswer:
+        """Cut the node off. Never raises; has a deadline; may be asked again for a node that is cut off already."""
         ...
 
 

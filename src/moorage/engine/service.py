@@ -9,6 +9,7 @@ from moorage.engine.access import Accesses
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
 from moorage.engine.events import Events, EventSettings
+from moorage.engine.fence_hooks import FenceHooks
 from moorage.engine.leases import Leases
 from moorage.engine.listings import Listings
 from moorage.engine.namespaces import Namespaces
@@ -55,7 +56,9 @@ class Service:
         self.listings = Listings(self.reads, self.operations)
         self.namespaces = Namespaces(repo, self.reads)
         self.allocations = Allocations(repo, self.reads, clock, chance)
-        self.leases = Leases(repo, self.reads, clock, self.settings.fencing, allocations=self.allocations, hook=hook)
+        fencing = self.settings.fencing
+        hooks = FenceHooks(hook, clock, chance, fencing)
+        self.leases = Leases(repo, self.reads, clock, fencing, allocations=self.allocations, hooks=hooks)
         self.nodes = Nodes(repo, self.reads, self.reconciler, clock=clock, settings=self.settings, leases=self.leases)
         self.why = Why(repo, self.reads, self.reconciler, clock, settings=self.settings, leases=self.leases)
         self.orphans = Orphans(repo, self.reads, self.listings)

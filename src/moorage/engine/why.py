@@ -102,6 +102,7 @@ class Why:
             node=node,
             claims=self._claim_cases(r.value for r in self._repo.view.claims.of_node(node.id)),
             instances={p: plugin.instances[node.id] for p, plugin in plugins.items() if node.id in plugin.instances},
+            hook=self._leases.hooks.find(node.id),
         )
         return explain_node(case, now_ns=self._clock.now_ns())
 
@@ -154,6 +155,7 @@ class Why:
             queue=self._find_queue(keys.claim_key(claim.id), claim.progress.next_try_at_ns),
             fencing=self._settings.fencing,
             lost_s=self._leases.lost_s(claim.node_id) if is_down else 0.0,
+            hook=self._leases.hooks.find(claim.node_id),
         )
 
     # -- steps that are out ------------------------------------------------------------------------------------------

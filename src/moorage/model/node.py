@@ -31,6 +31,22 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int = 0
 
 
+class HookTries(msgspec.Struct, frozen=True, kw_only=True):
+    """How a lost node fares with the fence hook. Kept in a server's memory only.
+
+    ``exit_code`` None: it was not started, or did not end in time; ``text`` says what came of the last try.
+    Units: ns since the epoch, 0 for never.
+    """
+
+    lost_at_ns: int
+    attempts: int = 0
+    is_running: bool = False
+    began_at_ns: int = 0
+    exit_code: int | None = None
+    text: str = ""
+    next_try_ns: int = 0
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """A node's record. ``boot_id`` changes with every boot of the host; ``address`` is host or host:port."""
 

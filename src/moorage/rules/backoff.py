@@ -11,12 +11,13 @@ TRIES_TOLD = 3
 _NS = 1_000_000_000
 
 
-def delay_s(attempts: int, jitter: float) -> float:
-    """Seconds to wait after ``attempts`` failed tries: doubling from FIRST_S to CAP_S, spread over half of itself.
+def delay_s(attempts: int, jitter: float, *, first_s: float = FIRST_S, cap_s: float = CAP_S) -> float:
+    """Seconds to wait after ``attempts`` failed tries: doubling from ``first_s`` to ``cap_s``, spread over half of
+    itself.
 
-    ``jitter`` is in [0, 1). The result is never below half the full delay and never above CAP_S.
+    ``jitter`` is in [0, 1). The result is never below half the full delay and never above ``cap_s``.
     """
-    full = min(CAP_S, FIRST_S * 2.0 ** min(attempts - 1, 16))
+    full = min(cap_s, first_s * 2.0 ** min(attempts - 1, 16))
     return full * (0.5 + 0.5 * jitter)
 
 

@@ -25,11 +25,16 @@ replace = msgspec.structs.replace
 
 class FencingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. lease_s: how long a node may be silent; grace_s: how long after that until readers are freed, and until
-    a self-fencing agent has kept its promise. is_takeover_timed: free writers after the grace without evidence."""
+    a self-fencing agent has kept its promise. is_takeover_timed: free writers after the grace without evidence.
+    hook_retry_first_s, hook_retry_cap_s: the pause after the first failed run of the fence hook, and the longest.
+    hook_runs_max: runs of the hook at a time, for different nodes."""
 
     lease_s: float = 10.0
     grace_s: float = 30.0
     is_takeover_timed: bool = False
+    hook_retry_first_s: float = 5.0
+    hook_retry_cap_s: float = 300.0
+    hook_runs_max: int = 4
 
 
 def fold_registration(known: Node | None, sent: Node, *, now_ns: int) -> Node:
@@ -99,6 +104,11 @@ def free_claim(claim: Claim, fence: Fence) -> Claim | None:
         return None
     evidence = f"{fence.kind}: {fence.reason}" if fence.reason else fence.kind
     return replace(claim, wanted="released", state=NodeDetached(evidence=evidence), progress=Progress())
+
+
+def needs_evidence(claim: Claim) -> bool:
+    """Whether a claim on a lost node waits for evidence: it writes, and may still be mounted."""
+    return not claim.read_only and isinstance(claim.state, (Taken, Attached, Mounted))
 
 
 def is_freed_by(claim: Claim, node: Node, settings: FencingSettings, *, lost_s: float, now_ns: int) -> Fence | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from moorage.model.claim import Allocation, Attached, Claim, ControllerDetached, Mounted, NodeDetached, Taken
-from moorage.model.node import Node
+from moorage.model.node import HookTries, Node
 from moorage.model.plugin import Plugin
 from moorage.model.times import format_time
 from moorage.model.volume import Secrets, Volume
@@ -49,6 +49,7 @@ class ClaimCase(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue | None = None
     fencing: FencingSettings = FencingSettings()
     lost_s: float = 0.0
+    hook: HookTries | None = None
 
     @property
     def secrets(self) -> tuple[Secrets, ...]:
@@ -233,13 +234,36 @@ def find_free_ns(case: ClaimCase, node: Node, *, now_ns: int) -> int:
     return now_ns + int(max(0.0, case.fencing.grace_s - case.lost_s) * _SECOND) if is_timed else 0
 
 
-def find_evidence_texts(node: Node) -> tuple[str, ...]:
-    """What would free the writers' claims of a lost node that time alone does not free."""
+def find_evidence_texts(node: Node, hook: HookTries | None, *, now_ns: int) -> tuple[str, ...]:
+    """What would free the writers' claims of a lost node that time alone does not free, and how the hook fares."""
     where = name_node(node, node.id)
-    return (
+    text = (
         f"a claim that writes is freed only on evidence: node {where} registers again after a boot, a fence hook "
-        "cuts it off, or an operator says that it holds nothing",
+        "cuts it off, or an operator says that it holds nothing"
     )
+    return (text, describe_hook(hook, now_ns=now_ns)) if hook is not None else (text,)
+
+
+def describe_hook(hook: HookTries, *, now_ns: int) -> str:
+    """How a lost node fares with the fence hook, as a sentence."""
+    if hook.is_running:
+        before = f"; before that it ended with {_tell_exit(hook)}" if hook.attempts > 1 else ""
+        return f"the fence hook runs for it{since(hook.began_at_ns)} (try {hook.attempts}){before}"
+    if hook.exit_code == 0:
+        return f"the fence hook has cut it off: {hook.text}"
+    tries = f", tried {hook.attempts} times" if hook.attempts > 1 else ""
+    due = (
+        f"; the next try is due at {format_time(hook.next_try_ns // _SECOND * _SECOND)}"
+        if hook.next_try_ns > now_ns
+        else ""
+    )
+    began = format_time(hook.began_at_ns // _SECOND * _SECOND)
+    return f"the fence hook, started at {began}{tries}, failed with {_tell_exit(hook)}{due}"
+
+
+def _tell_exit(hook: HookTries) -> str:
+    code = "no exit code" if hook.exit_code is None else f"exit code {hook.exit_code}"
+    return f"{code}: {hook.text}" if hook.text else code
 
 
 def make_fence_command(node: Node) -> Command:
@@ -261,7 +285,7 @@ def _tell_lost(case: ClaimCase, node: Node, *, now_ns: int) -> Story:
         kind = "a reader is freed after the grace" if claim.read_only else "the setting or the agent's promise frees it"
         blocks.append(f"{kind}, at {format_time(free_ns)}" if now_ns else kind)
     else:
-        blocks += find_evidence_texts(node)
+        blocks += find_evidence_texts(node, case.hook, now_ns=now_ns)
         commands = (make_fence_command(node), *commands)
     return Story(
         state="lost",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from moorage.model.node import Node
+from moorage.model.node import HookTries, Node
 from moorage.model.plugin import Instance, Plugin
 from moorage.model.times import format_time
 from moorage.rules.plugins import measure_health
@@ -103,11 +103,15 @@ def _summarize(case: PluginCase, state: str, sick: list[Instance]) -> str:
 
 
 class NodeCase(msgspec.Struct, frozen=True, kw_only=True):
-    """A node with the claims on it and the driver instances that it reported, by plugin ID."""
+    """A node with the claims on it and the driver instances that it reported, by plugin ID.
+
+    ``hook``: what the fence hook did for it, if it is lost.
+    """
 
     node: Node
     claims: tuple[ClaimCase, ...] = ()
     instances: Mapping[str, Instance] = {}
+    hook: HookTries | None = None
 
 
 def explain_node(case: NodeCase, *, now_ns: int) -> Explanation:
@@ -153,6 +157,7 @@ def _explain_lost(case: NodeCase, holders: tuple[Holder, ...], where: str, *, no
     blocks = ["its agent has not been heard of for longer than its lease: it may be off, or only cut off"]
     commands = [command("shows the node and what it holds", "node", "status", node.id)]
     times = [find_free_ns(c, node, now_ns=now_ns) for c in case.claims]
+    hook_ns = case.hook.next_try_ns if case.hook is not None and node.fence is None else 0
     if node.fence is not None:
         by = f" by {node.fence.by}" if node.fence.by else ""
         said = f": {node.fence.reason}" if node.fence.reason else ""
@@ -162,7 +167,7 @@ def _explain_lost(case: NodeCase, holders: tuple[Holder, ...], where: str, *, no
         state = "lost"
         stuck = sum(t == 0 for t in times)
         if stuck:
-            blocks += find_evidence_texts(node)
+            blocks += find_evidence_texts(node, case.hook, now_ns=now_ns)
         if len(times) > stuck:
             first = format_time(min(t for t in times if t))
             blocks.append(f"time alone frees {count(len(times) - stuck, 'claim')}, the first at {first}")
@@ -176,7 +181,7 @@ def _explain_lost(case: NodeCase, holders: tuple[Holder, ...], where: str, *, no
         summary=f"{where} {lost}{held}",
         since_ns=node.lost_at_ns or node.status_updated_at_ns,
         holders=holders,
-        next_try_ns=min((t for t in times if t), default=0),
+        next_try_ns=min((t for t in (*times, hook_ns) if t), default=0),
         blocks=cut(blocks),
         commands=cut_commands(commands),
     )

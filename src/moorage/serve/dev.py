@@ -15,7 +15,7 @@ from moorage.model.ids import PluginId
 from moorage.rules.plugins import measure_health
 from moorage.serve.node import choose_node, make_handle, start_node
 from moorage.serve.program import Body, add_plugins, choose_place, run_program
-from moorage.serve.server import Running, choose_engine, open_server
+from moorage.serve.server import Running, choose_engine, choose_hook, open_server
 
 PLUGIN_ID = "local"
 READY_POLL_S = 1.0
@@ -39,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
         configure_logging(settings.server.log_level)
         plugin_id = settings.agent.plugin_id or PLUGIN_ID
         data_dir = choose_place(settings.server.data_dir, "dev")
+        hook = choose_hook(settings)
         node = choose_node(settings, data_dir, flags=args.plugin, embedded=plugin_id)
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            running = open_server(settings.server.bind, data_dir / "server", choose_engine(settings))
+            running = open_server(settings.server.bind, data_dir / "server", choose_engine(settings), hook=hook)
             async with running as server, anyio.create_task_group() as inner:
                 await start_node(inner, node, CallTransport(make_handle(server.app)))
                 await _wait_healthy(server, PluginId(plugin_id))

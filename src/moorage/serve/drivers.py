@@ -15,18 +15,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import structlog
 
+from moorage.serve.output import open_pipe, read_lines
+
 log = structlog.get_logger()
 
-LINE_BYTES_MAX = 4000
 OUTPUT_S = 1.0
 # Ends the driver when its parent does, then becomes the driver. A parent that is gone already counts too.
 _TIED = (
@@ -88,13 +89,10 @@ async def _run_once(driver: SupervisedDriver) -> int | None:
         command = (sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command)
     environment = {**os.environ, **driver.environment, "CSI_ENDPOINT": f"unix://{driver.socket}"}
     with ExitStack() as pipes, ExitStack() as theirs:
-        # Pipes of our own: those of the event loop stay open for as long as anything that the driver left behind has
-        # their other ends.
         ours: dict[str, int] = {}
         ends: dict[str, int] = {}
         for name in ("stdout", "stderr") if driver.is_logged else ():
-            ours[name], ends[name] = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(ours[name], False)
+            ours[name], ends[name] = open_pipe()
             pipes.callback(os.close, ours[name])
             theirs.callback(os.close, ends[name])
         try:
@@ -146,27 +144,12 @@ async def _end(process: anyio.abc.Process, stop_s: float) -> None:
 async def _log_output(pipes: Mapping[str, int], driver: str, is_read: anyio.Event) -> None:
     async with anyio.create_task_group() as group:
         for name, descriptor in pipes.items():
-            group.start_soon(_log_lines, descriptor, driver, name)
+            group.start_soon(read_lines, descriptor, partial(_log_line, driver, name))
     is_read.set()
 
 
-async def _log_lines(descriptor: int, driver: str, name: str) -> None:
-    """Log each line until the pipe's other end is closed; a line that is too long in parts."""
-    kept = b""
-    while True:
-        try:
-            read = os.read(descriptor, LINE_BYTES_MAX)
-        except BlockingIOError:
-            await anyio.wait_readable(descriptor)
-            continue
-        *lines, kept = (kept + read).split(b"\n")
-        if not read or len(kept) >= LINE_BYTES_MAX:
-            lines, kept = [*lines, kept], b""
-        for line in filter(None, lines):
-            log.info("driver.said", driver=driver, stream=name, text=line.decode("utf-8", "backslashreplace"))
-        if not read:
-            return
-        await anyio.lowlevel.checkpoint()
+def _log_line(driver: str, stream: str, line: str) -> None:
+    log.info("driver.said", driver=driver, stream=stream, text=line)
 
 
 def _clear_socket(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -17,10 +18,12 @@ import msgspec
 from moorage import config
 from moorage.api.app import App
 from moorage.config import Settings
-from moorage.engine.ports import EngineSettings
+from moorage.engine.ports import EngineSettings, FenceHook
 from moorage.engine.service import Service
+from moorage.errors import BadRequest
 from moorage.log import configure_logging
 from moorage.rules.nodes import FencingSettings
+from moorage.serve.hooks import ProgramHook
 from moorage.serve.http import address_of, open_socket, serve_http
 from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.state.feed import Feed
@@ -62,7 +65,9 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def open_server(bind: str, data_dir: Path, engine: EngineSettings | None = None) -> AsyncIterator[Running]:
+async def open_server(
+    bind: str, data_dir: Path, engine: EngineSettings | None = None, *, hook: FenceHook | None = None
+) -> AsyncIterator[Running]:
     """A server that runs while the block does. Raises BadRequest, StoreUnavailable.
 
     The store is closed last, after everything that may still write to it has ended.
@@ -72,7 +77,7 @@ async def open_server(bind: str, data_dir: Path, engine: EngineSettings | None =
         store = await SqliteStore.open(make_private(data_dir) / "state.db")
         try:
             feed = Feed(store)
-            service = Service(Repo(store, feed), RealClock(), RealChance(), engine)
+            service = Service(Repo(store, feed), RealClock(), RealChance(), engine, hook=hook)
             app = App(service)
             async with anyio.create_task_group() as group:
                 await group.start(service.run)
@@ -96,8 +101,24 @@ def choose_engine(settings: Settings) -> EngineSettings:
     """The engine's settings as the program's settings have them."""
     given = settings.fencing
     is_timed = given.takeover == "timeout"
-    fencing = FencingSettings(lease_s=given.lease_s, grace_s=given.grace_s, is_takeover_timed=is_timed)
+    fencing = FencingSettings(
+        lease_s=given.lease_s,
+        grace_s=given.grace_s,
+        is_takeover_timed=is_timed,
+        hook_retry_cap_s=given.hook_retry_cap_s,
+        hook_runs_max=given.hook_runs_max,
+    )
     return EngineSettings(fencing=fencing)
+
+
+def choose_hook(settings: Settings) -> FenceHook | None:
+    """The fence hook that the settings name. Raises BadRequest for one that cannot be started."""
+    command = settings.fencing.hook
+    if not command:
+        return None
+    if shutil.which(command[0]) is None:
+        raise BadRequest(f"fencing.hook: {command[0]!r} is not a program that can be started")
+    return ProgramHook(command, timeout_s=settings.fencing.hook_timeout_s)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,9 +128,10 @@ def run(args: argparse.Namespace) -> int:
         settings = config.load("server", args)
         configure_logging(settings.server.log_level)
         data_dir = choose_place(settings.server.data_dir, "server")
+        hook = choose_hook(settings)
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            async with open_server(settings.server.bind, data_dir, choose_engine(settings)) as server:
+            async with open_server(settings.server.bind, data_dir, choose_engine(settings), hook=hook) as server:
                 print(f"ready {server.url}", flush=True)
                 await anyio.sleep_forever()
 

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from moorage.engine.ports import EngineSettings
+from moorage.engine.ports import EngineSettings, HookAnswer
 from moorage.engine.service import Service
 from moorage.errors import MoorageError, StateConflict, StoreUnavailable, Unavailable
 from moorage.model.ids import Revision
@@ -31,7 +31,10 @@ GRACE_S = 8.0
 
 def make_settings(*, is_takeover_timed: bool = False) -> EngineSettings:
     """Short deadlines, so that a run of a minute sees them all."""
-    fencing = FencingSettings(lease_s=LEASE_S, grace_s=GRACE_S, is_takeover_timed=is_takeover_timed)
+    fencing = FencingSettings(
+        lease_s=LEASE_S, grace_s=GRACE_S, is_takeover_timed=is_takeover_timed, hook_retry_first_s=1.0,
+        hook_retry_cap_s=5.0,
+    )  # fmt: skip
     return EngineSettings(
         request_s=8.0, controller_call_s=4.0, snapshot_call_s=4.0, list_call_s=4.0, node_call_s=4.0,
         operation_kept_s=20.0, allocation_kept_s=30.0, fencing=fencing,
@@ -80,15 +83,15 @@ class PowerSwitch:
         self._world = world
         self._random = random.Random(f"hook/{world.seed}")
 
-    async def fence(self, node: Node) -> str | None:
+    async def fence(self, node: Node) -> HookAnswer:
         """See ``FenceHook``."""
         await anyio.sleep(self._random.uniform(0.0, 2.0))
         if self._random.random() < 0.3:
-            return None
+            return HookAnswer(is_fenced=False, text="the switch does not answer", exit_code=1)
         host = self._world.find_host(node.id)
         host.power_off("by the hook", pause_s=self._random.uniform(0.5, 15.0))
         await anyio.sleep(self._random.uniform(0.0, 2.0))
-        return "the power was cut"
+        return HookAnswer(is_fenced=True, text="the power was cut", exit_code=0)
 
 
 class _Reply(Generic[Result]):
