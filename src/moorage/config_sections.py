@@ -14,6 +14,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Role = Literal["detected", "controller", "node", "monolith"]
 Takeover = Literal["evidence", "timeout"]
+Reboot = Literal["resume", "free"]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +60,8 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     self_fence: end the writers and unmount everything when the lease cannot be renewed in time, so that the server may
     give this node's volumes to others after the grace without asking anybody.
 
-    clean_first_s: how long a start waits for mounts to go that are not this node's own any more.
+    clean_first_s: how long a start waits for mounts to go that are not this node's own any more; then it registers
+    all the same, and is refused only if the server had lost the node. Nothing is mounted before that.
 
     retry_cap_s: the longest pause before a failed step, or a release that somebody's use holds up, is tried again.
 
@@ -75,7 +77,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     plugin_dirs: tuple[str, ...] = ()
     plugin_gone_s: Positive = 30.0
     self_fence: bool = False
-    clean_first_s: Positive = 120.0
+    clean_first_s: Positive = 5.0
     retry_cap_s: Positive = 30.0
     mount_probe_s: Positive = 1.0
     mount_hang_s: Positive = 2.5
@@ -91,6 +93,9 @@ class FencingSettings(Section, frozen=True, kw_only=True):
     takeover: what frees the writers of a lost node: evidence that it can write no more, or, with timeout, the end of
     the grace alone, which risks two writers at once.
 
+    reboot: what becomes of the uses of a lost node that comes back from a reboot: with resume they are mounted again
+    at the same paths, with free they end as lost and their volumes are free for others.
+
     hook: a program with its arguments that cuts a lost node off, and exits with 0 when that node can write no more; see
     docs/node-loss.md. In the environment and as a flag: words as a shell would part them.
 
@@ -104,6 +109,7 @@ class FencingSettings(Section, frozen=True, kw_only=True):
     lease_s: Positive = 10.0
     grace_s: Positive = 30.0
     takeover: Takeover = "evidence"
+    reboot: Reboot = "resume"
     hook: tuple[str, ...] = ()
     hook_timeout_s: Positive = 60.0
     hook_retry_cap_s: Positive = 300.0

@@ -43,21 +43,26 @@ FAST = AgentSettings(
 
 
 class LosingPages(Pages):
-    """A server that may lose a node: then it takes it back only clean. ``registrations``: how each one came."""
+    """A server that may lose a node: then it takes it back only clean, and not while it ``is_refusing``.
+    ``registrations``: how each one came, clean or not; ``empty``: whether the agent said that it holds nothing."""
 
     def __init__(self, *, lease_s: float = 3.0, grace_s: float = 30.0) -> None:
         super().__init__(lease_s=lease_s)
         self.grace_s = grace_s
         self.lost: set[NodeId] = set()
         self.registrations: list[bool] = []
+        self.empty: list[bool] = []
         self.are_claims_kept_back = False
+        self.is_refusing = False
 
     async def handle(self, method: str, path: str, query: Any, body: bytes | None) -> Answer:
         """Answer one request."""
         if path.endswith("/register") and not self.is_down:
             sent = msgspec.json.decode(body or b"", type=NodeRegistration)
-            self.registrations.append(sent.is_clean)
-            if sent.node.id in self.lost and not sent.is_clean:
+            is_clean = bool(sent.clean_by) and sent.clean_by == self.node_revision
+            self.registrations.append(is_clean)
+            self.empty.append(sent.is_empty)
+            if sent.node.id in self.lost and (not is_clean or self.is_refusing):
                 self.requests.append("PUT register")
                 self.change()
                 return Answer(409, {}, b"the node was lost: register as clean")

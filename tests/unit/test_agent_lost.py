@@ -25,6 +25,7 @@ def world(tmp_path: Path) -> World:
 def lose(world: World) -> int:
     """The server loses the node; returns how often it had registered."""
     world.pages.lost.add(NODE.id)
+    world.pages.node_revision += 1
     world.pages.lease_s = 0.06
     world.pages.change()
     return len(world.pages.registrations)
@@ -33,6 +34,7 @@ def lose(world: World) -> int:
 def take_away(world: World) -> None:
     """The server gives claim A to somebody else."""
     claim = world.pages.claims[A].claim
+    world.pages.node_revision += 1
     world.pages.put_claim(replace(claim, wanted="released", state=NodeDetached(evidence="operator: sure")))
 
 
@@ -100,3 +102,42 @@ async def test_a_lost_node_does_not_come_back_with_something_that_is_not_its_own
         world.mounter.busy.clear()
         await world.until(lambda: NODE.id not in world.pages.lost)
         assert not world.mounter.find_mounted([path])
+
+
+async def test_nothing_is_mounted_before_the_server_has_taken_the_node(world: World) -> None:
+    """Simulation, seed 539: an agent of a new boot mounted what a fence hook's word was about to free."""
+    async with world.agent():
+        await world.mount(A)
+    world.mounter.reboot()
+    world.node = replace(NODE, boot_id="boot-2")
+    calls = len(world.driver.calls)
+    world.settings = replace(FAST, clean_first_s=0.05)
+    lose(world)
+    world.pages.is_refusing = True
+    before = len(world.pages.registrations)
+    async with world.agent(is_awaited=False):
+        await world.until(lambda: len(world.pages.registrations) >= before + 3)
+        assert world.driver.calls[calls:] == []
+        assert set(world.pages.empty[before:]) == {True}
+        world.pages.is_refusing = False
+        await world.until(lambda: world.driver.names()[calls:] == ["Stage", "Publish"])
+        again = len(world.pages.empty)
+        await world.until(lambda: len(world.pages.empty) > again)
+        assert world.pages.empty[-1] is False
+
+
+async def test_a_lost_node_mounts_nothing_new_until_it_is_taken_back(world: World) -> None:
+    world.pages.lease_s = 0.06
+    async with world.agent():
+        kept = await world.mount(A)
+        world.pages.is_refusing = True
+        before = lose(world)
+        await world.until(lambda: len(world.pages.registrations) >= before + 3)
+        calls = len(world.driver.calls)
+        world.pages.put_claim(world.claim(B, external_id="ext-2", volume_id=VolumeId("other")))
+        seen = len(world.pages.registrations)
+        await world.until(lambda: len(world.pages.registrations) >= seen + 3)
+        assert world.driver.calls[calls:] == []
+        assert world.mounter.find_mounted([kept])
+        world.pages.is_refusing = False
+        await world.until(lambda: world.pages.path_of(B))

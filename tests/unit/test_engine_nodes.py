@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import msgspec
 import pytest
@@ -9,14 +11,19 @@ from engine_kit import NODE, Kit, running_kit
 from lost_node_kit import OTHER, QUICK, claim, is_down, silence, start_use, status_of, wait_for
 
 from moorage.api.http import Request
+from moorage.engine import leases
 from moorage.errors import Conflict
 from moorage.model import steps
 from moorage.model.assignment import MountedReport, NodeRegistration, Report, StepReport, UnmountedReport
+from moorage.model.claim import Allocation
 from moorage.model.ids import AllocationId, NodeId
 from moorage.model.node import Node
 from moorage.rules.nodes import FencingSettings
+from moorage.state.view import Record
 
 pytestmark = pytest.mark.anyio
+
+FREEING = FencingSettings(lease_s=0.2, grace_s=0.2, is_freeing_on_reboot=True)
 
 
 async def keep_alive(kit: Kit, node_id: NodeId) -> None:
@@ -114,24 +121,127 @@ async def test_evidence_that_time_brings(settings: FencingSettings, self_fencing
         group.cancel_scope.cancel()
 
 
-async def test_a_reboot_frees_nothing_by_itself_the_agent_of_the_new_boot_tells() -> None:
-    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+REBOOTED = Node(id=NODE, name="n1", boot_id="b-after")
+
+
+async def read_revision(kit: Kit) -> int:
+    """The revision of the node's record as the list of its claims names it."""
+    return (await kit.service.nodes.wait_claims(NODE, index=0, wait_s=0)).node_revision
+
+
+async def test_another_boot_alone_frees_nothing_the_agent_tells() -> None:
+    async with running_kit(fencing=FREEING) as kit, anyio.create_task_group() as group:
         use = await start_use(kit)
         await wait_for(lambda: status_of(kit, use) == "running")
         await silence(kit)
         group.start_soon(keep_alive, kit, OTHER)
         group.start_soon(run_controller_of, kit, OTHER)
-        rebooted = Node(id=NODE, name="n1", boot_id="b-after")
         with pytest.raises(Conflict, match="was lost"):
-            await kit.service.nodes.register(rebooted)
+            await kit.service.nodes.register(REBOOTED, is_empty=True)
         await kit.service.allocations.stop(use)
-        await kit.service.nodes.register(rebooted, is_clean=True)
+        await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit))
         assert len(kit.repo.view.claims) == 1
         left = kit.repo.view.claims.of_allocation(AllocationId(use))[0]
         told = UnmountedReport(claim_id=left.value.id, revision=left.modified)
         await kit.service.nodes.report(NODE, (told,))
         await wait_for(lambda: not len(kit.repo.view.claims))
         assert status_of(kit, use) == "complete"
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_freeing", [True, False])
+async def test_a_lost_node_that_booted_anew_and_holds_nothing_is_evidence(is_freeing: bool) -> None:
+    fencing = FREEING if is_freeing else QUICK
+    async with running_kit(fencing=fencing) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        group.start_soon(run_controller_of, kit, OTHER)
+        await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit), is_empty=True)
+        node = kit.service.reads.find_node(NODE)
+        assert node is not None
+        assert node.value.status == "ready"
+        if is_freeing:
+            await wait_for(lambda: not len(kit.repo.view.claims))
+            found = kit.service.reads.find_allocation(use)
+            assert found is not None
+            assert found.value.status == "lost"
+            assert "node lost (reboot): the node booted anew" in found.value.description
+        else:
+            assert [r.value.wanted for r in kit.repo.view.claims.of_node(NODE)] == ["held"]
+            assert status_of(kit, use) == "running"
+        group.cancel_scope.cancel()
+
+
+async def test_a_reboot_ends_what_was_being_released_there() -> None:
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        group.start_soon(run_controller_of, kit, OTHER)
+        await kit.service.allocations.stop(use)
+        await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit), is_empty=True)
+        await wait_for(lambda: not len(kit.repo.view.claims))
+        group.cancel_scope.cancel()
+
+
+async def test_many_claims_are_freed_by_a_reboot_before_the_node_is_taken_back(monkeypatch: Any) -> None:
+    monkeypatch.setattr(leases, "CLAIMS_AT_ONCE", 1)
+    async with running_kit(fencing=FREEING) as kit, anyio.create_task_group() as group:
+        await start_use(kit, read_only=True)
+        for _ in range(3):
+            await claim(kit, NODE, read_only=True)
+        await wait_for(lambda: {status_of(kit, a.value.id) for a in uses_of(kit)} == {"running"})
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit), is_empty=True)
+        assert {status_of(kit, a.value.id) for a in uses_of(kit)} == {"lost"}
+        node = kit.service.reads.find_node(NODE)
+        assert node is not None
+        assert (node.value.status, node.value.fence) == ("ready", None)
+        group.cancel_scope.cancel()
+
+
+def uses_of(kit: Kit) -> list[Record[Allocation]]:
+    return list(kit.service.reads.list_allocations("*", "", NODE))
+
+
+async def test_a_node_is_not_taken_back_clean_by_an_older_list() -> None:
+    """Simulation, seeds 209 and 726: a claim freed after the list was read was missed."""
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        use = await start_use(kit)
+        await wait_for(lambda: status_of(kit, use) == "running")
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        page = await kit.service.nodes.wait_claims(NODE, index=0, wait_s=0)
+        assert len(page.claims) == 1
+        await kit.service.leases.fence(NODE, reason="cut off", by="op", is_forced=False)
+        await wait_for(lambda: status_of(kit, use) == "lost")
+        same = Node(id=NODE, name="n1", boot_id="b1")
+        with pytest.raises(Conflict, match="by the newest list"):
+            await kit.service.nodes.register(same, clean_by=page.node_revision)
+        newer = await kit.service.nodes.wait_claims(NODE, index=page.index, wait_s=5)
+        assert newer.node_revision > page.node_revision
+        await kit.service.nodes.register(same, clean_by=newer.node_revision)
+        group.cancel_scope.cancel()
+
+
+async def test_each_freeing_moves_the_nodes_record(monkeypatch: Any) -> None:
+    monkeypatch.setattr(leases, "CLAIMS_AT_ONCE", 1)
+    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
+        await start_use(kit, read_only=True)
+        await claim(kit, NODE, read_only=True)
+        await wait_for(lambda: {status_of(kit, a.value.id) for a in uses_of(kit)} == {"running"})
+        await silence(kit)
+        group.start_soon(keep_alive, kit, OTHER)
+        lost = await read_revision(kit)
+        await wait_for(lambda: {status_of(kit, a.value.id) for a in uses_of(kit)} == {"lost"})
+        node = kit.service.reads.find_node(NODE)
+        assert node is not None
+        assert node.value.freed_at_ns
+        assert node.modified >= lost + 2
         group.cancel_scope.cancel()
 
 

@@ -46,7 +46,8 @@ Send = Callable[[ClaimId, Report], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What all disks of one agent share. ``node_slots`` bounds node calls per plugin; ``on_step`` hears of progress."""
+    """What all disks of one agent share. ``node_slots`` bounds node calls per plugin; ``on_step`` hears of progress;
+    ``may_mount``: whether the server counts the node among its own, so that mounting is allowed."""
 
     layout: Layout
     boot_id: str
@@ -63,6 +64,7 @@ class Room:
     random: Chance
     settings: AgentSettings
     on_step: Callable[[], None]
+    may_mount: Callable[[], bool]
 
 
 class Acts:

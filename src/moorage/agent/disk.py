@@ -188,6 +188,7 @@ class DiskWorker:
             seen=seen,
             node=self._room.find_node_info(self.disk.plugin_id),
             reported=self._reported,
+            may_mount=self._room.may_mount(),
         )
 
     async def _look_failed(self, error: OSError | DeadlineExceeded) -> None:

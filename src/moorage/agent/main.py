@@ -1,8 +1,8 @@
 """The agent: register the node, keep its lease, probe its drivers, carry out steps, mount and unmount.
 
 Order at start: read the journal; ask the server for this node's claims; unmount what is mounted for claims that it
-does not have; only then register, which renews the lease. So the server never believes in a node that still holds
-what it gave away.
+does not have; then register, which renews the lease; only then mount. So the server never believes in a node that still
+holds what it gave away, and what it gives away is not mounted behind its back.
 Shapes: ``client`` reaches the server; ``drivers`` has the socket of each plugin's driver on this node.
 Never: unmounts because the server is silent.
 """
@@ -119,6 +119,7 @@ async def run(
                 random=around.random,
                 settings=settings,
                 on_step=volumes.note_step,
+                may_mount=lambda: agent.is_taken,
             )
             volumes.prepare(room, uses, stagings)
             fingerprints.on_change = volumes.retry_plugin
@@ -164,6 +165,11 @@ class _Agent:
         self._registered = anyio.Event()
         self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether the server counts this node among its own: only then is anything mounted."""
+        return self._link.is_taken
+
     async def run(
         self, group: TaskGroup, volumes: Volumes, fingerprints: Fingerprints, *, task_status: TaskStatus[NodeId]
     ) -> None:
@@ -181,33 +187,37 @@ class _Agent:
 
     # -- lease -------------------------------------------------------------------------------------------------------
 
-    async def _clean(self, volumes: Volumes) -> bool:
-        """Wait until nothing is mounted that the server does not have; False when that takes too long."""
+    async def _clean(self, volumes: Volumes) -> int:
+        """Wait until nothing is mounted that the server does not have. Returns the ``node_revision`` of the list that
+        says so; 0 when that takes too long."""
         with anyio.move_on_after(self._settings.clean_first_s):
-            await volumes.wait_clean()
-            return True
+            return await volumes.wait_clean()
         log.error("mounts.left", disks=volumes.list_orphans(), waited_s=self._settings.clean_first_s)
-        return False
+        return 0
 
     async def _register_first(self, volumes: Volumes) -> float:
         """Register once everything is clean. What cannot be unmounted keeps a node away only if the server had lost
         it: then somebody else may have been given the volume."""
         failures = 0
         while True:
-            is_clean = await self._clean(volumes)
+            clean_by = await self._clean(volumes)
             try:
-                return await self._register(is_clean=is_clean)
+                return await self._register(volumes, clean_by=clean_by)
             except (Unavailable, Rejected) as e:
                 failures += 1
                 self._link.note_fault(e)
                 await anyio.sleep(retry_delay_s(failures, self._around.random()))
 
-    async def _register(self, *, is_clean: bool) -> float:
+    async def _register(self, volumes: Volumes, *, clean_by: int) -> float:
         sent_s = self._fence.now_s()
-        registered = await self._client.register_node(self._node, is_clean=is_clean)
+        is_empty = not volumes.has_begun(self._node.boot_id)
+        registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
+        was_taken = self._link.is_taken
         self._link.note_registered()
         self._registered.set()
         await self._fence.renewed(sent_s, registered)
+        if not was_taken:
+            volumes.lift()
         return registered.lease_s
 
     async def _keep_lease(self, lease_s: float, volumes: Volumes) -> None:
@@ -225,17 +235,17 @@ class _Agent:
                 self._link.note_fault(e)
 
     async def _renew(self, volumes: Volumes) -> float:
-        """Renew the lease; a node that the server had lost first lets go of what is not its own any more."""
+        """Renew the lease; a node that the server had lost first lets go of what is not its own any more, by a list of
+        claims from after its loss. The standing query brings that list: a loss is a change of the node's record."""
         try:
-            return await self._register(is_clean=False)
+            return await self._register(volumes, clean_by=0)
         except Conflict as e:
             log.warning("node.was_lost", node=self._node.id, error=e.message)
-        self._link.note_fault(Unavailable("the server had lost this node"))
-        answer = await self._client.wait_claims(self._node.id, 0, 0.0)
-        volumes.assign(answer.claims)
-        if not await self._clean(volumes):
+            self._link.note_given_up(e)
+        clean_by = await self._clean(volumes)
+        if not clean_by:
             raise Unavailable("something is still mounted here that the server gave away")
-        return await self._register(is_clean=True)
+        return await self._register(volumes, clean_by=clean_by)
 
     # -- standing queries --------------------------------------------------------------------------------------------
 
@@ -258,7 +268,7 @@ class _Agent:
                 return ClaimAssignments(index=0, claims=())
 
         async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
-            volumes.assign(answer.claims)
+            volumes.assign(answer)
 
     async def _follow_steps(self, group: TaskGroup) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s

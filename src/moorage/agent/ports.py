@@ -122,7 +122,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     retry_cap_s: float = 30.0
     reports_kept_max: int = 1024
     reports_batch: int = 64
-    clean_first_s: float = 120.0
+    clean_first_s: float = 5.0
     first_probe_s: float = 1.0
     node_call_s: float = 120.0
     mount_probe_s: float = 1.0

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from moorage.agent.acts import Room
 from moorage.agent.disk import DiskWorker
-from moorage.model.assignment import ClaimAssignment
+from moorage.model.assignment import ClaimAssignment, ClaimAssignments
 from moorage.model.ids import ClaimId, PluginId
 from moorage.rules.mount_records import Disk, Staging, Use
 from moorage.rules.mounts import goal_of
@@ -30,7 +30,7 @@ class Volumes:
         self._room: Room | None = None
         self._workers: dict[Disk, DiskWorker] = {}
         self._busy: set[Disk] = set()
-        self._last: tuple[ClaimAssignment, ...] | None = None
+        self._last: ClaimAssignments | None = None
         self._stepped = anyio.Event()
 
     def prepare(self, room: Room, uses: Iterable[Use], stagings: Iterable[Staging]) -> None:
@@ -41,11 +41,11 @@ class Volumes:
         for staging in stagings:
             self._worker(staging.disk).take(staging)
 
-    def assign(self, assignments: Iterable[ClaimAssignment]) -> None:
+    def assign(self, page: ClaimAssignments) -> None:
         """Take the server's whole list of this node's claims, and wake whom it concerns."""
-        is_first, self._last = self._last is None, tuple(assignments)
+        is_first, self._last = self._last is None, page
         grouped: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
-        for assignment in self._last:
+        for assignment in page.claims:
             claim = assignment.claim
             disk = Disk(claim.plugin_id, claim.external_id)
             grouped.setdefault(disk, {})[claim.id] = assignment
@@ -70,10 +70,20 @@ class Volumes:
         self._stepped.set()
         self._stepped = anyio.Event()
 
-    async def wait_clean(self) -> None:
-        """Until nothing is mounted any more for claims that the server does not have, by its last word."""
+    async def wait_clean(self) -> int:
+        """Until nothing is mounted any more for claims that the server does not have, by its last word. Returns the
+        ``node_revision`` of that list."""
         while self._last is None or any(w.is_orphaned for w in self._workers.values()):
             await self._stepped.wait()
+        return self._last.node_revision
+
+    def has_begun(self, boot_id: str) -> bool:
+        """Whether a mount was begun since the host booted, by the journal."""
+        return any(
+            any(u.boot_id == boot_id and u.phase != "gone" for u in worker.uses.values())
+            or (worker.staging is not None and worker.staging.boot_id == boot_id)
+            for worker in self._workers.values()
+        )
 
     def is_used(self, plugin_id: PluginId) -> bool:
         """Whether anything of the plugin's is mounted here or on its way."""
@@ -105,7 +115,7 @@ class Volumes:
             self._start(worker)
 
     def lift(self) -> None:
-        """The fence is lifted: the server's last word counts again."""
+        """The fence is lifted, or the node taken (back): the server's last word counts again."""
         for worker in self._workers.values():
             worker.retry()
         if self._last is not None:

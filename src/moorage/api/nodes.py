@@ -209,7 +209,7 @@ async def register_node(service: Service, request: Request, node_id: str) -> Ans
     sent = _decode(NodeRegistration, request.body)
     if sent.node.id != node_id:
         raise BadRequest(f"node.id {sent.node.id!r} is not the node of the path, {node_id!r}")
-    registered = await service.nodes.register(sent.node, is_clean=sent.is_clean)
+    registered = await service.nodes.register(sent.node, clean_by=sent.clean_by, is_empty=sent.is_empty)
     return Answer(body=msgspec.json.encode(registered), content_type=JSON)
 
 

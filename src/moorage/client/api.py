@@ -65,9 +65,9 @@ class Client:
         self._transport = transport
         self._call_timeout_s = call_timeout_s
 
-    async def register_node(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
+    async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
         """Make the node known, or renew its lease. Raises Conflict when the server had lost the node: clean first."""
-        body = _encode(NodeRegistration(node=node, is_clean=is_clean))
+        body = _encode(NodeRegistration(node=node, clean_by=clean_by, is_empty=is_empty))
         # Short: a heartbeat that hangs in a dead connection must not outlast the lease that it renews.
         timeout_s = min(self._call_timeout_s, REGISTER_TIMEOUT_S)
         answer = await self._call("PUT", _page(node.id, "register"), body=body, timeout_s=timeout_s)

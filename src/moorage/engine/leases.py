@@ -191,11 +191,37 @@ class Leases:
             fence = rules.is_freed_by(claim.value, node, self._settings, lost_s=self.lost_s(node.id), now_ns=now_ns)
             if fence is not None and rules.free_claim(claim.value, fence) is not None:
                 free.append((claim, fence))
+        await self._free(record, free, now_ns=now_ns)
+
+    async def free_rebooted(self, record: Record[Node], fence: Fence) -> Record[Node]:
+        """A lost node has booted anew and holds nothing: free what was being released there, or all by the setting.
+        Returns the node's record as it is then. Raises StateConflict, StoreUnavailable.
+
+        Where all goes, the evidence is on record with the first of it, so that a crash in between leaves nothing held.
+        """
+        is_all = self._settings.is_freeing_on_reboot
+        free = [
+            (claim, fence)
+            for claim in self._repo.view.claims.of_node(record.value.id)
+            if (is_all or claim.value.wanted == "released") and rules.free_claim(claim.value, fence) is not None
+        ]
+        fenced = rules.replace(record, value=rules.replace(record.value, fence=fence)) if is_all else record
+        return await self._free(fenced, free, now_ns=fence.at_ns)
+
+    async def _free(
+        self, record: Record[Node], free: Sequence[tuple[Record[Claim], Fence]], *, now_ns: int
+    ) -> Record[Node]:
+        """Free claims, some at a time. Each write makes a new revision of the node's record: an agent that is clean by
+        a list from before it is not taken back by that."""
         for start in range(0, len(free), CLAIMS_AT_ONCE):
-            write = Write().expect(keys.node_key(node.id), record.modified)
-            put_freed(self._repo, write, free[start : start + CLAIMS_AT_ONCE], now_ns=now_ns)
-            await self._repo.commit(write)
-            log.warning("claims.freed", node=node.id, count=len(free[start : start + CLAIMS_AT_ONCE]))
+            batch = free[start : start + CLAIMS_AT_ONCE]
+            node = rules.replace(record.value, freed_at_ns=now_ns)
+            write = Write().put(keys.node_key(node.id), node, revision=record.modified)
+            put_freed(self._repo, write, batch, now_ns=now_ns)
+            revision = await self._repo.commit(write)
+            record = rules.replace(record, value=node, modified=revision)
+            log.warning("claims.freed", node=node.id, count=len(batch), kinds=sorted({f.kind for _, f in batch}))
+        return record
 
 
 def put_freed(repo: Repo, write: Write, freed: Sequence[tuple[Record[Claim], Fence]], *, now_ns: int) -> None:

@@ -11,13 +11,13 @@ from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
 from moorage.engine.retrying import TRIES_MAX_CROWDED, decide_again
-from moorage.errors import Conflict, NotFound
+from moorage.errors import NotFound
 from moorage.model.assignment import ClaimAssignment, ClaimAssignments, NodeRegistered, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node, NodeWanted
 from moorage.model.plugin import Instance
 from moorage.model.volume import Secrets
-from moorage.rules.nodes import fold_registration, set_wanted
+from moorage.rules.nodes import check_taken_back, find_reboot, fold_registration, set_wanted
 from moorage.rules.plugins import fold_report
 from moorage.state import keys
 from moorage.state.feed import Change
@@ -46,21 +46,24 @@ class Nodes:
         self._settings = settings
         self._leases = leases
 
-    async def register(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
+    async def register(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
         """Put the node on record and renew its lease; written only when something about it is new.
 
-        One that was lost is taken back only clean: raises Conflict, and the agent unmounts first what was taken from
-        it. Another boot ID frees nothing here: the agent of the new boot may have mounted a claim again before this
-        request arrived, so that only its own report tells what is left.
+        One that was lost is taken back only clean by the newest list of its claims (see ``NodeRegistration``): raises
+        Conflict, and the agent unmounts first what was taken from it. One that has booted since and holds nothing is
+        evidence itself.
         """
 
         async def decide() -> None:
             found = self._reads.find_node(node.id)
             known = found.value if found else None
-            if known is not None and known.status == "down" and not is_clean:
-                text = f'node "{node.id}" was lost: unmount what is not its own any more, then register as clean'
-                raise Conflict(text, code="node_lost", node=node.id)
-            ready = fold_registration(known, node, now_ns=self._clock.now_ns())
+            now_ns = self._clock.now_ns()
+            if found is not None and known is not None:
+                check_taken_back(known, found.modified, clean_by)
+                fence = find_reboot(known, node, is_empty=is_empty, now_ns=now_ns)
+                if fence is not None:
+                    found = await self._leases.free_rebooted(found, fence)
+            ready = fold_registration(known, node, now_ns=now_ns)
             if ready != known:
                 key = keys.node_key(node.id)
                 await self._repo.commit(Write().put(key, ready, revision=found.modified if found else 0))
@@ -117,7 +120,12 @@ class Nodes:
             raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)
         topic = claims_topic(node_id)
         await self._wait(topic, index, wait_s)
-        return ClaimAssignments(index=self._reconciler.version(topic), claims=self._find_claims(node_id))
+        found = self._reads.find_node(node_id)
+        return ClaimAssignments(
+            index=self._reconciler.version(topic),
+            claims=self._find_claims(node_id),
+            node_revision=found.modified if found else 0,
+        )
 
     async def _wait(self, topic: str, index: int, wait_s: float) -> None:
         if self._reconciler.version(topic) != index:

@@ -26,6 +26,7 @@ from moorage.errors import MoorageError, StateConflict
 from moorage.model.assignment import StepAssignment
 from moorage.model.claim import Claim
 from moorage.model.ids import NodeId
+from moorage.model.node import Node
 from moorage.model.plugin import Plugin
 from moorage.state import keys
 from moorage.state.feed import Change, Signals
@@ -115,7 +116,12 @@ class Reconciler:
             for node_id in record.instances:
                 self._bump(claims_topic(node_id))
             return
-        if table in (keys.NODES, keys.NAMESPACES):
+        if table == keys.NODES:
+            assert isinstance(record, Node)
+            # The list of claims names the record's revision, by which the agent is clean.
+            self._bump(claims_topic(record.id))
+            return
+        if table == keys.NAMESPACES:
             return
         self._decide(key)
         for other in self.planner.find_dependents(key, record):

@@ -20,12 +20,14 @@ from moorage.model.volume import Fault, MountOptions, Secrets
 class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):
     """Body of ``PUT register``.
 
-    ``is_clean``: the agent has just seen to it that nothing is mounted here for a claim that the server does not have.
-    A node that the server had lost is taken back only with it.
+    ``clean_by``: nothing is mounted here for a claim that is not this node's own by the list of claims that named this
+    ``node_revision``; 0: not looked. A node that the server had lost is taken back only clean by the newest list.
+    ``is_empty``: this agent has begun no mount since the host booted.
     """
 
     node: Node
-    is_clean: bool = False
+    clean_by: int = 0
+    is_empty: bool = False
 
 
 class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,10 +85,15 @@ class ClaimAssignment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimAssignments(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to ``GET claims``: every claim of this node; ``index`` goes into the next query."""
+    """Answer to ``GET claims``: every claim of this node; ``index`` goes into the next query.
+
+    ``node_revision``: the modify revision of the node's record with which the list was read (0: no such record). It
+    moves with everything that takes claims from a lost node.
+    """
 
     index: int
     claims: tuple[ClaimAssignment, ...]
+    node_revision: int = 0
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

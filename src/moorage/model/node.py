@@ -15,11 +15,12 @@ NodeStatus = Literal["initializing", "ready", "down"]
 # active: takes uses; closed: takes no new ones; draining: takes no new ones and releases the running ones.
 NodeWanted = Literal["active", "closed", "draining"]
 # What shows that a lost node can no longer write to a volume; ``grace`` serves readers only.
+#   reboot      the node came back with another boot ID, and its agent had begun no mount since that boot
 #   self_fence  the agent had promised to stop its writers and unmount before the grace is over
 #   hook        a program of the operator's (power switch, hypervisor) said so with exit code 0
 #   operator    somebody said so, with a reason
 #   timeout     nobody said so; the setting ``takeover = "timeout"`` accepts the risk
-FenceKind = Literal["self_fence", "hook", "operator", "timeout", "grace"]
+FenceKind = Literal["reboot", "self_fence", "hook", "operator", "timeout", "grace"]
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,5 +73,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     # Set while the node is down: since when, and the evidence that it holds nothing (None: it may still write).
     lost_at_ns: int = 0
     fence: Fence | None = None
+    # When claims were last taken from the node: with each of them the record gets a new revision.
+    freed_at_ns: int = 0
     created_at_ns: int = 0
     status_updated_at_ns: int = 0

@@ -22,7 +22,8 @@ NOBODY = ClaimId("")
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """All that a decision needs. ``node`` is None while the driver's capabilities are not known; ``reported`` holds
-    the last report of each claim that is on its way to the server or was taken by it."""
+    the last report of each claim that is on its way to the server or was taken by it. ``may_mount`` False: the server
+    may give this node's claims away at any moment, so that nothing new is mounted; what is mounted stays."""
 
     disk: Disk
     layout: Layout
@@ -33,6 +34,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     seen: Seen = Seen()
     node: NodeInfo | None = None
     reported: Mapping[ClaimId, Report] = {}
+    may_mount: bool = True
 
 
 class _Action(msgspec.Struct, frozen=True, kw_only=True):

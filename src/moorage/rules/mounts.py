@@ -67,7 +67,7 @@ def next_action(view: View, held_back: frozenset[ClaimId] = frozenset()) -> Acti
     known = {a.claim.id: a for a in view.assignments}
     begun = {u.claim_id: u for u in view.uses}
     items = [Item(view=view, claim_id=i, assignment=known.get(i), use=begun.get(i)) for i in sorted({**known, **begun})]
-    for wanted in ("none", "unmount", "mount"):
+    for wanted in ("none", "unmount", "mount") if view.may_mount else ("none", "unmount"):
         for item in items:
             if item.claim_id in held_back or goal_of(item.assignment) != wanted:
                 continue

@@ -3,7 +3,10 @@
     status        event                              becomes
     initializing  registered                         ready
     ready         silent beyond its lease            down, lost now, no evidence
-    down          registered                         ready; its agent reports what is left of released claims
+    down          registered, clean by the newest    ready; its agent reports what is left of released claims
+                  list of claims
+    down          registered so, booted anew and     ready; its released claims are freed first (reboot), or all
+                  nothing mounted since              of them by the setting
     down          evidence (FenceKind)               down, fenced: its claims are freed
 
 A lost node may still be writing. So a claim that writes is freed only on evidence; one that only reads, after the
@@ -27,7 +30,9 @@ class FencingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. lease_s: how long a node may be silent; grace_s: how long after that until readers are freed, and until
     a self-fencing agent has kept its promise. is_takeover_timed: free writers after the grace without evidence.
     hook_retry_first_s, hook_retry_cap_s: the pause after the first failed run of the fence hook, and the longest.
-    hook_runs_max: runs of the hook at a time, for different nodes."""
+    hook_runs_max: runs of the hook at a time, for different nodes.
+    is_freeing_on_reboot: a lost node that comes back from a reboot loses all its claims; else it mounts again what is
+    still held."""
 
     lease_s: float = 10.0
     grace_s: float = 30.0
@@ -35,6 +40,7 @@ class FencingSettings(msgspec.Struct, frozen=True, kw_only=True):
     hook_retry_first_s: float = 5.0
     hook_retry_cap_s: float = 300.0
     hook_runs_max: int = 4
+    is_freeing_on_reboot: bool = False
 
 
 def fold_registration(known: Node | None, sent: Node, *, now_ns: int) -> Node:
@@ -51,6 +57,27 @@ def fold_registration(known: Node | None, sent: Node, *, now_ns: int) -> Node:
         status_updated_at_ns=known.status_updated_at_ns if known else now_ns,
     )
     return ready if ready == known else replace(ready, status_updated_at_ns=now_ns)
+
+
+def check_taken_back(known: Node, revision: int, clean_by: int) -> None:
+    """Whether a lost node may come back: clean by a list of claims that was read with this very record.
+
+    Raises Conflict: the agent unmounts first what was taken from it, by the newest list.
+    """
+    if known.status != "down" or clean_by == revision:
+        return
+    text = f'node "{known.id}" was lost: unmount what is not its own by the newest list of claims, then register clean'
+    raise Conflict(text, code="node_lost", node=known.id)
+
+
+def find_reboot(known: Node, sent: Node, *, is_empty: bool, now_ns: int) -> Fence | None:
+    """The evidence that a lost node brings itself, if it does: it has booted since, and holds nothing.
+
+    Another boot ID alone is none: an agent of the new boot may have mounted a claim again.
+    """
+    if known.status != "down" or known.fence is not None or not is_empty or sent.boot_id == known.boot_id:
+        return None
+    return Fence(kind="reboot", reason=f"the node booted anew ({sent.boot_id}) and holds nothing", at_ns=now_ns)
 
 
 def set_wanted(node: Node, wanted: NodeWanted, *, now_ns: int) -> Node:

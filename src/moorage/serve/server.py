@@ -107,6 +107,7 @@ def choose_engine(settings: Settings) -> EngineSettings:
         is_takeover_timed=is_timed,
         hook_retry_cap_s=given.hook_retry_cap_s,
         hook_runs_max=given.hook_runs_max,
+        is_freeing_on_reboot=given.reboot == "free",
     )
     return EngineSettings(fencing=fencing)
 

@@ -45,11 +45,15 @@ UNTIL_S = 10.0
 
 
 class Pages:
-    """The server's side of one or more agents. Its ``handle`` fits ``client.transport.CallTransport``."""
+    """The server's side of one or more agents. Its ``handle`` fits ``client.transport.CallTransport``.
+
+    ``node_revision``: what the list of claims names as the revision of the node's record.
+    """
 
     def __init__(self, *, lease_s: float = 3.0) -> None:
         self.lease_s = lease_s
         self.index = 1
+        self.node_revision = 1
         self.is_down = False
         self.nodes: dict[NodeId, Node] = {}
         self.instances: dict[PluginId, Instance] = {}
@@ -121,7 +125,8 @@ class Pages:
             raise Unavailable("connection reset")
         if page == "steps":
             return _ok(StepAssignments(index=self.index, steps=tuple(self.steps.values())))
-        return _ok(ClaimAssignments(index=self.index, claims=tuple(self.claims.values())))
+        claims = tuple(self.claims.values())
+        return _ok(ClaimAssignments(index=self.index, claims=claims, node_revision=self.node_revision))
 
     def _fold(self, reports: Iterable[Report]) -> None:
         for report in reports:

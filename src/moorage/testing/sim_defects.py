@@ -5,6 +5,8 @@ freed_by_timer        writers of a lost node are freed by a timer
 detach_unasked        a released claim is detached before its node said that it let go
 fresh_names           each try to create a volume uses a name of its own
 renewed_unclean       an agent that comes back calls itself clean without having cleaned
+clean_by_stale_list   an agent that comes back is believed to be clean by a newer list than it has read (was a real one)
+mounted_untaken       an agent mounts before the server has taken its node, and says that it holds nothing (was real)
 controller_changed    a volume's calls go to whichever controller is first now (was a real one)
 """
 
@@ -103,19 +105,31 @@ def _with_long_partitions(schedule: Schedule) -> Schedule:
     return replace(schedule, users=4, user_pause_s=0.3, is_self_fencing=False, network=network)
 
 
+def _with_hooks(schedule: Schedule) -> Schedule:
+    """Nodes that are lost often, and a fence hook that turns them off and on."""
+    schedule = _with_long_partitions(schedule)
+    crashes = replace(schedule.crashes, agent_every_s=8.0, reboot_share=0.6, long_away=0.4)
+    return replace(schedule, has_hook=True, is_freeing_on_reboot=True, crashes=crashes)
+
+
+def _with_late_returns(schedule: Schedule) -> Schedule:
+    """Nodes that are lost often, and whose word arrives when more has been taken from them."""
+    schedule = _with_hooks(schedule)
+    return replace(schedule, network=replace(schedule.network, delay_s=0.5, late=0.4, late_s=10.0))
+
+
 PLANS: dict[str, Plan] = {
     "report_unchecked": _make_with(Parts(outcomes=UncheckedOutcomes), adjust=_with_late_requests),
     "freed_by_timer": _make_with(Parts(), is_takeover_timed=True, adjust=_with_long_partitions),
     "detach_unasked": _make_with(Parts(planner=HastyPlanner)),
     "fresh_names": _make_with(Parts(planner=ForgetfulPlanner)),
     "controller_changed": _make_with(Parts(planner=FicklePlanner), adjust=_with_slow_calls),
-    "renewed_unclean": Plan(is_lying=True, is_strict=True, adjust=_with_long_partitions),
+    "renewed_unclean": Plan(lie="unclean", adjust=_with_long_partitions),
+    "clean_by_stale_list": Plan(lie="stale", adjust=_with_late_returns),
+    "mounted_untaken": Plan(lie="untaken", adjust=_with_hooks),
 }
 
 
-STRICT = Plan(is_strict=True)
-
-
 def run_planted(seed: int, defect: str | None) -> Result:
-    """Run a seed, with a defect if one is named; "strict" counts open findings."""
-    return sim_world.run(seed, plan={**PLANS, "strict": STRICT}[defect] if defect else None)
+    """Run a seed, with a defect if one is named."""
+    return sim_world.run(seed, plan=PLANS[defect] if defect else None)

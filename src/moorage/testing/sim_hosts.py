@@ -107,7 +107,7 @@ class Host:
         self.is_driver_down = False
         self.is_cut = False
         self.is_running = False
-        self.is_lying_clean = world.is_lying
+        self.lie = world.lie
         self._scope: anyio.CancelScope | None = None
         self._pause_s = 0.0
         self._is_rebooting = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moorage.testing.sim_world import World
 
 Result = TypeVar("Result")
+Lie = Literal["", "unclean", "stale", "untaken"]
 Act = Callable[[Service], Awaitable[Result]]
 CALL_TIMEOUT_S = 3.0
 
@@ -73,18 +74,27 @@ class Network:
 
 
 class SimClient(Client):
-    """The agent's client over the simulated network. ``lies_clean``: a planted defect (see ``sim_defects``)."""
+    """The agent's client over the simulated network, which may lie for its host: a planted defect (``sim_defects``)."""
 
     def __init__(self, network: Network, host: Host) -> None:
         self._network = network
         self._host = host
+        self._node_revision = 0
+        self._has_asked = False
 
-    async def register_node(self, node: Node, *, is_clean: bool = False) -> NodeRegistered:
+    async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
         """See ``Client``."""
-        is_clean = is_clean or self._host.is_lying_clean
+        lie = self._host.lie
+        if lie == "untaken" and not self._has_asked:
+            self._has_asked = True
+            return NodeRegistered(lease_s=3.0)
+        if lie == "unclean":
+            clean_by = self._node_revision
 
         async def act(service: Service) -> NodeRegistered:
-            return await service.nodes.register(node, is_clean=is_clean)
+            found = service.reads.find_node(node_id=node.id)
+            newest = found.modified if found and lie == "stale" and clean_by else clean_by
+            return await service.nodes.register(node, clean_by=newest, is_empty=is_empty or lie == "untaken")
 
         return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
 
@@ -112,8 +122,10 @@ class SimClient(Client):
 
     async def wait_claims(self, node_id: NodeId, index: int, wait_s: float) -> ClaimAssignments:
         """See ``Client``."""
-        return await self._network.ask(
+        answer = await self._network.ask(
             self._host,
             lambda s: s.nodes.wait_claims(node_id, index=index, wait_s=wait_s),
             timeout_s=wait_s * WAIT_SLACK + CALL_TIMEOUT_S,
         )
+        self._node_revision = answer.node_revision
+        return answer

@@ -81,6 +81,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     has_targets: bool = True
     modes: tuple[str, ...] = ACCESS_MODES
     is_self_fencing: bool = False
+    is_freeing_on_reboot: bool = False
     network: NetworkTrouble
     driver: DriverTrouble
     crashes: CrashTrouble
@@ -137,6 +138,8 @@ def draw_schedule(seed: int) -> Schedule:
             unavailable=some(0.005, 0.03, share=0.3),
             watch_events_max=draw.choice((10_000, 10_000, 3)),
         ),
+        # Drawn last, so that older seeds stay the runs that they were.
+        is_freeing_on_reboot=draw.random() < 0.4,
     )
 
 

@@ -29,11 +29,12 @@ LEASE_S = 6.0
 GRACE_S = 8.0
 
 
-def make_settings(*, is_takeover_timed: bool = False) -> EngineSettings:
+def make_settings(*, is_takeover_timed: bool = False, is_freeing_on_reboot: bool = False) -> EngineSettings:
     """Short deadlines, so that a run of a minute sees them all."""
     fencing = FencingSettings(
         lease_s=LEASE_S, grace_s=GRACE_S, is_takeover_timed=is_takeover_timed, hook_retry_first_s=1.0,
         hook_retry_cap_s=5.0,
+        is_freeing_on_reboot=is_freeing_on_reboot,
     )  # fmt: skip
     return EngineSettings(
         request_s=8.0, controller_call_s=4.0, snapshot_call_s=4.0, list_call_s=4.0, node_call_s=4.0,

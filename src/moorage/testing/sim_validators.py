@@ -7,7 +7,7 @@
     clean_before_ready    a node that the server takes back shows nothing of claims that are not its own any more
     no_detach_while_held  a controller takes a disk from a node only when nothing of it is left there, or on evidence
     single_writer         never two paths that write to a single-writer disk, unless somebody took it on record
-    evidence_true         evidence that claims a fact (hook, self_fence) was a fact
+    evidence_true         evidence that claims a fact (reboot, hook, self_fence) was a fact
     no_evidence_no_free   no claim leaves a node on the strength of a timer alone, unless it only reads
     intent_first          a volume is on record, under that very name, before its driver is asked to make it
     one_in_flight         no two calls for one volume at once, unless the first one's caller had given up
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
 
 SECRET = "hunter2"
 MANY_WRITERS = frozenset({MULTI_NODE_MULTI_WRITER, SINGLE_NODE_MULTI_WRITER})
-# Open finding "stale clean" of docs/simulation.md: an agent calls itself clean by a list of claims that it read a
-# moment ago, and a claim freed since is not on it. A run with ``is_strict`` reports that too.
-STALE_CLEAN_S = 6.0
 CONSENT = frozenset({"operator", "timeout"})
 
 
@@ -140,7 +137,7 @@ class Validators:
         shown = [p for p in host.mounts.table if self._claim_at.get((host.name, p)) == claim.id]
         if kind == "timeout" or (kind == "grace" and not claim.read_only):
             self.violate("no_evidence_no_free", f"claim {claim.id} writes and was freed by {kind}")
-        if kind in ("hook", "self_fence") and shown:
+        if kind in ("reboot", "hook", "self_fence") and shown:
             self.violate("evidence_true", f"claim {claim.id} was freed by {kind}, yet {host.name} shows it at {shown}")
 
     def _note_away(self, record: Plugin | Node) -> None:
@@ -218,9 +215,6 @@ class Validators:
         for path in host.mounts.table:
             claim_id = self._claim_at.get((host.name, path))
             if claim_id is not None and not self._is_its_own(claim_id):
-                freed = self.freed.get(claim_id)
-                if freed and not self._world.is_strict and self._world.now_s - freed.at_s < STALE_CLEAN_S:
-                    continue
                 text = f"{host.name} is ready and shows {self._world.short(path)} of claim {claim_id}"
                 self.violate("clean_before_ready", text)
 

@@ -37,7 +37,7 @@ from moorage.testing.sim_backend import Backend, origin_of
 from moorage.testing.sim_driver import Calls
 from moorage.testing.sim_history import History, Violation
 from moorage.testing.sim_hosts import Host
-from moorage.testing.sim_network import Network
+from moorage.testing.sim_network import Lie, Network
 from moorage.testing.sim_schedule import PLUGIN, Schedule, calm, draw_schedule
 from moorage.testing.sim_server import PowerSwitch, Server, SimStore, make_settings
 from moorage.testing.sim_troubles import Troubles
@@ -79,16 +79,16 @@ def make_service(
     """The engine as it is, but for what is named."""
     chance = SeededChance(world.random.getrandbits(64))
     hook = PowerSwitch(world) if world.schedule.has_hook else None
-    return Service(repo, world.clock, chance, settings or make_settings(), hook=hook, parts=parts)
+    settings = settings or make_settings(is_freeing_on_reboot=world.schedule.is_freeing_on_reboot)
+    return Service(repo, world.clock, chance, settings, hook=hook, parts=parts)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How to build a world: ``make`` builds the engine; ``is_lying``: agents call themselves clean without cleaning;
-    ``is_strict``: open findings count too; ``adjust`` changes the schedule that the seed drew."""
+    """How to build a world: ``make`` builds the engine; ``lie``: what agents' clients say that is not so (see
+    ``sim_network.SimClient``); ``adjust`` changes the schedule that the seed drew."""
 
     make: Callable[[Repo, World], Service] = make_service
-    is_lying: bool = False
-    is_strict: bool = False
+    lie: Lie = ""
     adjust: Callable[[Schedule], Schedule] = lambda schedule: schedule
 
 
@@ -105,8 +105,7 @@ class World:
         self.history = History(lambda: anyio.current_time() - self.started_s)
         self.owners = 0
         self.plugin_id = PluginId(PLUGIN)
-        self.is_lying = plan.is_lying
-        self.is_strict = plan.is_strict
+        self.lie: Lie = plan.lie
         self.validators = Validators(self)
         self.store = SimStore(self)
         self.backend = Backend(self.validators, is_staging=schedule.is_staging, is_attaching=schedule.is_attaching)
