@@ -34,6 +34,7 @@ from moorage.config_sections import (
     DriverTable,
     FencingSettings,
     PluginTable,
+    SecretsSettings,
     Section,
     ServerSettings,
     Settings,
@@ -45,6 +46,7 @@ __all__ = [
     "DriverTable",
     "FencingSettings",
     "PluginTable",
+    "SecretsSettings",
     "ServerSettings",
     "Setting",
     "Settings",
@@ -97,8 +99,8 @@ def _list_fields(section: str, kind: type[Section]) -> Iterator[Setting]:
 
 
 def _flag_of(kind: type[Section], section: str, key: str) -> str:
-    if key == "plugin_dirs":
-        return "--plugin-dir"
+    if key.endswith("_dirs"):
+        return f"--{key[:-1].replace('_', '-')}"
     return "--" + (f"{section}_{key}" if kind.has_own_flags else key).replace("_", "-")
 
 
@@ -122,8 +124,8 @@ def add_flags(parser: argparse.ArgumentParser, program: Literal["server", "agent
         words: dict[str, Any] = {"default": None, "dest": _dest_of(setting), "help": text.replace("%", "%%")}
         if setting.kind is bool:
             parser.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **words)
-        elif setting.key == "plugin_dirs":
-            parser.add_argument(setting.flag, action="append", metavar="DIR", **words)
+        elif typing.get_origin(setting.kind) is tuple:
+            parser.add_argument(setting.flag, action="append", metavar=_metavar(setting), **words)
         elif choices := typing.get_args(setting.kind) if typing.get_origin(setting.kind) is Literal else ():
             parser.add_argument(setting.flag, choices=choices, **words)
         else:
@@ -132,14 +134,15 @@ def add_flags(parser: argparse.ArgumentParser, program: Literal["server", "agent
 
 def _dest_of(setting: Setting) -> str:
     """The name under which argparse keeps a flag's value."""
-    return setting.key if setting.key == "plugin_dirs" else setting.flag.removeprefix("--").replace("-", "_")
+    return setting.key if setting.key.endswith("_dirs") else setting.flag.removeprefix("--").replace("-", "_")
 
 
 def _metavar(setting: Setting) -> str:
     if setting.unit == "seconds":
         return "SECONDS"
     known = {
-        "bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME", "file": "FILE", "hook": "COMMAND"
+        "bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME", "file": "FILE", "hook": "COMMAND",
+        "plugin_dirs": "DIR", "secret_dirs": "DIR", "secret_env": "NAME", "secret_credentials": "NAME",
     }  # fmt: skip
     return known.get(setting.key, "NUMBER" if setting.kind in (int, float, Count) else "TEXT")
 
@@ -234,10 +237,11 @@ def _read_variable(setting: Setting, environ: Mapping[str, str], data: Mapping[s
 
 def _convert(value: Any, setting: Setting, where: str) -> Any:
     """A text from a variable or a flag as the setting's type."""
-    if setting.key == "plugin_dirs" and isinstance(value, str):
-        value = [part for part in value.split(os.pathsep) if part]
-    elif setting.key == "hook":
+    if setting.key == "hook":
         value = _split_words(value, f"{where} ({setting.section}.{setting.key})")
+    elif typing.get_origin(setting.kind) is tuple and isinstance(value, str):
+        parts = value.split(os.pathsep if setting.key.endswith("_dirs") else ",")
+        value = [part.strip() for part in parts if part.strip()]
     try:
         return msgspec.convert(value, type=setting.kind, strict=False)
     except msgspec.ValidationError as e:

@@ -68,6 +68,15 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     mount_probe_s: the pause between looks for mounts whose server died.
 
     mount_hang_s: how long a good mount may take to answer such a look.
+
+    secret_dirs: directories whose files secrets may refer to as file:/PATH; without any, no file of this host is read.
+
+    secret_env: environment variables that secrets may refer to as env:NAME.
+
+    secret_credentials: credentials of this service ($CREDENTIALS_DIRECTORY) that secrets may refer to as
+    credential:NAME.
+
+    secret_read_s: how long reading all secrets of one driver call may take.
     """
 
     server: str = "http://127.0.0.1:4646"
@@ -81,6 +90,10 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     retry_cap_s: Positive = 30.0
     mount_probe_s: Positive = 1.0
     mount_hang_s: Positive = 2.5
+    secret_dirs: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+    secret_credentials: tuple[str, ...] = ()
+    secret_read_s: Positive = 5.0
 
 
 class FencingSettings(Section, frozen=True, kw_only=True):
@@ -114,6 +127,25 @@ class FencingSettings(Section, frozen=True, kw_only=True):
     hook_timeout_s: Positive = 60.0
     hook_retry_cap_s: Positive = 300.0
     hook_runs_max: Count = 4
+
+
+class SecretsSettings(Section, frozen=True, kw_only=True):
+    """``[secrets]``: the keys that seal secrets in the records; ``moorage server`` and ``moorage dev`` read it.
+
+    key: where the key is: file:/PATH, credential:NAME (of the service's $CREDENTIALS_DIRECTORY) or env:NAME. A place
+    may hold several keys, one a line: the first one seals, the others only open. Empty: the file secret.key in
+    data_dir, which is made at the first start.
+
+    old_keys: further places of keys that only open, in the same spelling.
+
+    lost_keys: IDs of keys that nobody has any more. What they sealed is given up; the records are kept without it.
+    """
+
+    has_own_flags = True
+
+    key: str = ""
+    old_keys: tuple[str, ...] = ()
+    lost_keys: tuple[str, ...] = ()
 
 
 class DriverTable(Section, frozen=True, kw_only=True):
@@ -174,15 +206,21 @@ class Settings(Section, frozen=True, kw_only=True):
     server: ServerSettings = ServerSettings()
     agent: AgentSettings = AgentSettings()
     fencing: FencingSettings = FencingSettings()
+    secrets: SecretsSettings = SecretsSettings()
     driver: tuple[DriverTable, ...] = ()
     plugin: tuple[PluginTable, ...] = ()
 
 
-SECTIONS: dict[str, type[Section]] = {"server": ServerSettings, "agent": AgentSettings, "fencing": FencingSettings}
+SECTIONS: dict[str, type[Section]] = {
+    "server": ServerSettings,
+    "agent": AgentSettings,
+    "fencing": FencingSettings,
+    "secrets": SecretsSettings,
+}
 TABLES: dict[str, type[Section]] = {"driver": DriverTable, "plugin": PluginTable}
 # Which sections are flags of which program. Where two sections have a key, a program has the flag of one of them.
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "server": ("server", "fencing"),
+    "server": ("server", "fencing", "secrets"),
     "agent": ("agent",),
-    "dev": ("server", "fencing", "agent"),
+    "dev": ("server", "fencing", "agent", "secrets"),
 }

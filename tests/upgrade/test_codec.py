@@ -343,7 +343,7 @@ def test_value_begins_with_its_version() -> None:
 
 
 def test_newer_version_is_named() -> None:
-    with pytest.raises(StoreUnavailable, match=r"Volume record has version 9.*up to 1") as caught:
+    with pytest.raises(StoreUnavailable, match=r"Volume record has version 9.*up to 2") as caught:
         codec.decode(Volume, b'9\n{"id":"secret-looking"}')
     assert "secret-looking" not in str(caught.value)
 

@@ -1,6 +1,6 @@
 """Every file format ever written is opened by the newest code; a newer one is refused with a text that helps.
 
-``data/sqlite-v1.db`` was written by format 1 and is never edited.
+``data/sqlite-v1.db`` and ``data/sqlite-v2.db`` were written by formats 1 and 2 and are never edited.
 """
 
 from __future__ import annotations
@@ -37,13 +37,27 @@ async def write_format_1(path: Path) -> None:
     await store.close()
 
 
+async def write_format_2(path: Path) -> None:
+    """How ``sqlite-v2.db`` was made."""
+    await write_format_1(path)
+    store = await SqliteStore.open(path)
+    await store.mark_unclean()
+    await store.close()
+
+
+@pytest.fixture(params=[1, 2])
+def old_format(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return Path(shutil.copy(DATA / f"sqlite-v{request.param}.db", tmp_path / "state.db"))
+
+
 @pytest.fixture
 def format_1(tmp_path: Path) -> Path:
     return Path(shutil.copy(DATA / "sqlite-v1.db", tmp_path / "state.db"))
 
 
-async def test_format_1_means_what_it_meant(format_1: Path) -> None:
-    store = await SqliteStore.open(format_1)
+async def test_old_format_means_what_it_meant(old_format: Path) -> None:
+    store = await SqliteStore.open(old_format)
+    assert not await store.is_clean()
     listing = await store.list("")
     a2 = Entry("t/a", b"2", Revision(1), Revision(2), 2)
     face = Entry("t/\U0001f600", b"", Revision(3), Revision(3), 1)
@@ -123,8 +137,11 @@ def test_steps_go_one_version_at_a_time(format_1: Path) -> None:
 def test_broken_off_upgrade_leaves_the_old_format(format_1: Path) -> None:
     with pytest.raises(StoreUnavailable, match="disk is full"):
         open_database(format_1, format_known=3, upgrades={1: add_column, 2: break_off})
-    database = open_database(format_1)
+    database = apsw.Connection(str(format_1))
     assert read_meta_number(database, "format") == 1
+    database.close()
+    database = open_database(format_1)
+    assert read_meta_number(database, "format") == FORMAT
     assert database.execute("SELECT count(*) FROM current").get == 2
     assert len(list(database.execute("PRAGMA table_info(current)"))) == 5
     database.close()

@@ -21,7 +21,8 @@ from moorage.model.volume import Volume
 from moorage.rules import events as rules
 from moorage.rules.events import Label
 from moorage.rules.volumes import is_shown
-from moorage.state import codec, keys
+from moorage.state import keys
+from moorage.state.codec import Records
 from moorage.state.feed import Change
 from moorage.state.store import Entry, EventBatch
 from moorage.state.view import Record, View
@@ -196,10 +197,12 @@ class Past(msgspec.Struct, frozen=True):
 PastBatch = tuple[Revision, tuple[Past, ...]]
 
 
-def read_batch(batch: EventBatch) -> PastBatch:
+def read_batch(batch: EventBatch, records: Records) -> PastBatch:
     """A batch of the log, decoded; what belongs to no table that events are made of is left out."""
     found = [
-        Past(e.key, _decode(e.previous), _decode(e.entry)) for e in batch.events if keys.table_of(e.key) in _TOLD_TABLES
+        Past(e.key, _decode(e.previous, records), _decode(e.entry, records))
+        for e in batch.events
+        if keys.table_of(e.key) in _TOLD_TABLES
     ]
     return batch.revision, tuple(found)
 
@@ -207,10 +210,10 @@ def read_batch(batch: EventBatch) -> PastBatch:
 _TOLD_TABLES = frozenset({keys.VOLUMES, keys.CLAIMS, *TELLERS})
 
 
-def _decode(entry: Entry | None) -> Record[object] | None:
+def _decode(entry: Entry | None, records: Records) -> Record[object] | None:
     if entry is None:
         return None
-    return Record(codec.decode_key(entry.key, entry.value), entry.create_revision, entry.modify_revision)
+    return Record(records.decode(entry.key, entry.value), entry.create_revision, entry.modify_revision)
 
 
 def pick_concerned(view: View, batches: Iterable[PastBatch]) -> View:

@@ -251,7 +251,7 @@ class Events:
 
     async def _read_past(self, history: AsyncIterator[EventBatch], batches: list[PastBatch]) -> None:
         while not batches or batches[-1][0] < self._repo.view.revision:
-            batches.append(read_batch(await anext(history)))
+            batches.append(read_batch(await anext(history), self._repo.feed.records))
             await anyio.lowlevel.checkpoint()
 
     # -- readers -----------------------------------------------------------------------------------------------------

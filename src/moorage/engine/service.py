@@ -23,6 +23,7 @@ from moorage.engine.removals import Removals
 from moorage.engine.volumes import Registrations
 from moorage.engine.why import Why
 from moorage.state.repo import Repo
+from moorage.state.resealing import Resealing
 
 
 class Service:
@@ -39,11 +40,13 @@ class Service:
         hook: FenceHook | None = None,
         parts: Parts | None = None,
         identities: NodeIdentities | None = None,
+        sealing: Resealing | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
         self.chance = chance
         self._repo = repo
+        self.sealing = sealing
         self.reads = Reads(repo)
         self.identities = identities or NoIdentities()
         self.accesses = Accesses(repo, clock, chance, self.settings.acl, identities=self.identities)

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         node = choose_node(settings, data_dir, flags=args.plugin, embedded=plugin_id)
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            running = open_server(settings.server.bind, data_dir / "server", choose_engine(settings), hook=hook)
+            bind, engine = settings.server.bind, choose_engine(settings)
+            running = open_server(bind, data_dir / "server", engine, hook=hook, settings=settings)
             async with running as server, anyio.create_task_group() as inner:
                 await start_node(inner, node, CallTransport(make_handle(server.app)))
                 await _wait_healthy(server, PluginId(plugin_id))

@@ -26,8 +26,12 @@ from moorage.rules.nodes import FencingSettings
 from moorage.serve.hooks import ProgramHook
 from moorage.serve.http import address_of, open_socket, serve_http
 from moorage.serve.program import Body, choose_place, make_private, run_program
+from moorage.serve.secret_keys import Keys
+from moorage.state.codec import Records
 from moorage.state.feed import Feed
 from moorage.state.repo import Repo
+from moorage.state.resealing import Resealing
+from moorage.state.sealing import Sealer
 from moorage.state.sqlite import SqliteStore
 
 
@@ -66,7 +70,12 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def open_server(
-    bind: str, data_dir: Path, engine: EngineSettings | None = None, *, hook: FenceHook | None = None
+    bind: str,
+    data_dir: Path,
+    engine: EngineSettings | None = None,
+    *,
+    hook: FenceHook | None = None,
+    settings: Settings | None = None,
 ) -> AsyncIterator[Running]:
     """A server that runs while the block does. Raises BadRequest, StoreUnavailable.
 
@@ -76,11 +85,16 @@ async def open_server(
     try:
         store = await SqliteStore.open(make_private(data_dir) / "state.db")
         try:
-            feed = Feed(store)
-            service = Service(Repo(store, feed), RealClock(), RealChance(), engine, hook=hook)
+            settings = settings or Settings()
+            keys = Keys(settings.secrets, data_dir)
+            records = Records(Sealer(await keys.open(store), keys.describe()))
+            feed = Feed(store, records)
+            sealing = Resealing(store, records, keys)
+            service = Service(Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing)
             app = App(service)
             async with anyio.create_task_group() as group:
                 await group.start(service.run)
+                await group.start(sealing.run)
                 await group.start(serve_http, app, listener)
                 yield Running(url=address_of(listener), app=app, service=service, feed=feed)
                 group.cancel_scope.cancel()
@@ -132,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
         hook = choose_hook(settings)
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            async with open_server(settings.server.bind, data_dir, choose_engine(settings), hook=hook) as server:
+            engine, bind = choose_engine(settings), settings.server.bind
+            async with open_server(bind, data_dir, engine, hook=hook, settings=settings) as server:
                 print(f"ready {server.url}", flush=True)
                 await anyio.sleep_forever()
 

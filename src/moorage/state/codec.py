@@ -1,8 +1,10 @@
 """Records as stored bytes and back, with a format version.
 
 A value is the version as ASCII digits, a newline, and the JSON of the record: ``1\\n{"id":…}``. A version belongs to
-its class. A value of an older version is brought forward one version at a time by steps over plain dicts, so a step
-never needs an old class. What was once written is readable for ever: tests/upgrade/data holds one of each.
+its class. What a record hides (``state.hiding``) is not in that JSON: it follows, sealed, after one more newline.
+Without a sealer, in tests, records are written plain. A value of an older version is brought forward one version at a
+time by steps over plain dicts, so a step never needs an old class. What was once written is readable for ever:
+tests/upgrade/data holds one of each.
 Never: I/O, clock; contents of a record in an error, because records hold secrets.
 """
 
@@ -21,7 +23,8 @@ from moorage.model.node import Node
 from moorage.model.operation import Operation
 from moorage.model.plugin import Plugin
 from moorage.model.volume import Volume
-from moorage.state import keys
+from moorage.state import hiding, keys
+from moorage.state.sealing import Sealer
 
 R = TypeVar("R", bound=msgspec.Struct)
 Step = Callable[[dict[str, Any]], dict[str, Any]]
@@ -102,21 +105,90 @@ RECORDS: Mapping[str, type[msgspec.Struct]] = {
     keys.ACL_POLICIES: Policy,
     keys.ACL_BOOTSTRAP: Bootstrap,
 }
-VERSIONS: Mapping[type[msgspec.Struct], int] = dict.fromkeys(RECORDS.values(), 1)
-UPGRADES: Mapping[tuple[type, int], Step] = {}
+VERSIONS: Mapping[type[msgspec.Struct], int] = {cls: 2 if cls in hiding.HIDING else 1 for cls in RECORDS.values()}
+
+
+def _keep(plain: dict[str, Any]) -> dict[str, Any]:
+    """From version 1 to 2 of what hides: a plain record is one whose seal is not there yet."""
+    return plain
+
+
+UPGRADES: Mapping[tuple[type, int], Step] = {(cls, 1): _keep for cls in RECORDS.values() if cls in hiding.HIDING}
 
 _codec = Codec(VERSIONS, UPGRADES)
-encode = _codec.encode
-decode = _codec.decode
+_hidden_encoder = msgspec.json.Encoder()
+_hidden_decoder = msgspec.json.Decoder(hiding.Hidden)
 
 
-def decode_key(key: str, data: bytes) -> msgspec.Struct:
-    """The record in a key's value, of the class of the key's table.
+class Records:
+    """Records to values and back, for all tables. ``sealer`` None: nothing is sealed (tests)."""
 
-    Raises StoreUnavailable as ``decode`` does, and for a table that this version does not know.
-    """
+    def __init__(self, sealer: Sealer | None = None) -> None:
+        self.sealer = sealer
+
+    def encode(self, key: str, record: msgspec.Struct) -> bytes:
+        """The record's value under this key of the store."""
+        if self.sealer is None or type(record) not in hiding.HIDING:
+            return _codec.encode(record)
+        shown, hidden = hiding.split(record)
+        value = _codec.encode(shown)
+        if hidden is hiding.NOTHING:
+            return value
+        return b"%s\n%s" % (value, self.sealer.seal(_hidden_encoder.encode(hidden), _bind(key, value)))
+
+    def decode(self, key: str, data: bytes) -> msgspec.Struct:
+        """The record in a key's value, of the class of the key's table.
+
+        Raises StoreUnavailable: written by a newer version, damaged, of a table that this version does not know, or
+        sealed with a key that is not at hand.
+        """
+        cls = _class_of(key)
+        if cls not in hiding.HIDING:
+            return decode(cls, data)
+        line = _find_seal(data)
+        if not line:
+            return decode(cls, data)
+        value = data[: -len(line) - 1]
+        if self.sealer is None:
+            raise StoreUnavailable(f"record {key} is sealed, and no key is at hand", code="key_missing")
+        plain = self.sealer.open(line, _bind(key, value), key)
+        record = decode(cls, value)
+        return record if plain is None else hiding.join(record, _hidden_decoder.decode(plain))
+
+    def is_stale(self, key: str, data: bytes) -> bool:
+        """Whether a value holds something to hide that the active key has not sealed."""
+        cls = RECORDS.get(keys.table_of(key))
+        if self.sealer is None or cls not in hiding.HIDING:
+            return False
+        line = _find_seal(data)
+        if line:
+            return self.sealer.key_id(line) != self.sealer.keyring.active.id
+        return hiding.split(decode(cls, data))[1] is not hiding.NOTHING
+
+
+def find_seal_key(data: bytes) -> str:
+    """The ID of the key that sealed a value; empty for one that is not sealed."""
+    return _find_seal(data).partition(b" ")[0].decode("ascii", "replace")
+
+
+def _find_seal(data: bytes) -> bytes:
+    """The line of the seal, or nothing. JSON as we write it holds no newline."""
+    last = data.rfind(b"\n")
+    return data[last + 1 :] if last > data.find(b"\n") else b""
+
+
+def _bind(key: str, value: bytes) -> bytes:
+    return b"%s\n%s" % (key.encode(), value)
+
+
+def _class_of(key: str) -> type[msgspec.Struct]:
     table = keys.table_of(key)
     cls = RECORDS.get(table)
     if cls is None:
         raise StoreUnavailable(f"the store has a table {table!r} that this moorage does not know", table=table)
-    return decode(cls, data)
+    return cls
+
+
+encode = _codec.encode
+decode = _codec.decode
+decode_key = Records().decode

@@ -17,7 +17,8 @@ from anyio.abc import TaskStatus
 
 from moorage.errors import Compacted
 from moorage.model.ids import Revision
-from moorage.state import codec, keys
+from moorage.state import keys
+from moorage.state.codec import Records
 from moorage.state.store import Event, EventBatch, Store
 from moorage.state.view import Record, View
 
@@ -112,10 +113,11 @@ class Signals:
 
 
 class Feed:
-    """Follows a store into a View."""
+    """Follows a store into a View. ``records`` makes values of records and back; without it they are not sealed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, records: Records | None = None) -> None:
         self._store = store
+        self.records = records or Records()
         self.view = View()
         self.signals = Signals()
         self._listeners: list[Listener] = []
@@ -158,7 +160,7 @@ class Feed:
                 known = table.find(entry.key)
                 if known is not None and known.modified >= entry.modify_revision:
                     continue
-                value = codec.decode_key(entry.key, entry.value)
+                value = self.records.decode(entry.key, entry.value)
                 self._set(entry.key, Record(value, entry.create_revision, entry.modify_revision))
             for key in [k for k in table.keys() if k not in seen]:  # noqa: SIM118 - a Table is not a mapping
                 self._drop(key, listing.revision)
@@ -181,7 +183,7 @@ class Feed:
         if event.entry is None:
             self._drop(event.key, event.revision)
         else:
-            value = codec.decode_key(event.key, event.entry.value)
+            value = self.records.decode(event.key, event.entry.value)
             self._set(event.key, Record(value, event.entry.create_revision, event.entry.modify_revision))
 
     def _set(self, key: str, record: Record[object]) -> None:

@@ -41,6 +41,7 @@ class MemoryStore:
         # One batch a revision, from compacted + 1 to the newest.
         self._batches: list[EventBatch] = []
         self._is_closed = False
+        self._is_clean = True
         self._hub = WatchHub(self._replay, revision=Revision(0), events_max=watch_events_max, bytes_max=watch_bytes_max)
 
     async def get(self, key: str) -> Entry | None:
@@ -85,6 +86,21 @@ class MemoryStore:
         if target > self._compacted:
             del self._batches[: target - self._compacted]
             self._compacted = target
+
+    async def is_clean(self) -> bool:
+        """See ``Store.is_clean``."""
+        await self._enter()
+        return self._is_clean
+
+    async def mark_unclean(self) -> None:
+        """See ``Store.mark_unclean``."""
+        await self._enter()
+        self._is_clean = False
+
+    async def scrub(self) -> None:
+        """See ``Store.scrub``."""
+        await self.compact(Revision(self._revision))
+        self._is_clean = True
 
     async def close(self) -> None:
         """See ``Store.close``."""

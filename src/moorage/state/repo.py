@@ -9,7 +9,6 @@ import msgspec
 
 from moorage.errors import StateConflict
 from moorage.model.ids import Revision
-from moorage.state import codec
 from moorage.state.feed import Feed
 from moorage.state.store import Compare, Delete, EventBatch, Op, Put, Store
 from moorage.state.view import View
@@ -18,18 +17,18 @@ from moorage.state.view import View
 class Write:
     """Changes to commit together. ``revision`` is the record's modify revision that the decision saw; 0: absent.
 
-    ``records`` are those put so far, by key.
+    ``records`` are those put so far, by key; ``ops`` holds a record put as None until it is committed.
     """
 
     def __init__(self) -> None:
         self.compares: dict[str, Compare] = {}
-        self.ops: dict[str, Op] = {}
+        self.ops: dict[str, Delete | None] = {}
         self.records: dict[str, msgspec.Struct] = {}
 
     def put(self, key: str, record: msgspec.Struct, *, revision: int) -> Write:
         """Set the record, if it is still at ``revision``."""
         self.expect(key, revision)
-        self.ops[key] = Put(key, codec.encode(record))
+        self.ops[key] = None
         self.records[key] = record
         return self
 
@@ -67,7 +66,9 @@ class Repo:
         Raises StateConflict when a record is not where the decision saw it: read again and decide again.
         Raises StoreUnavailable.
         """
-        result = await self._store.transact(tuple(write.compares.values()), tuple(write.ops.values()))
+        encode = self.feed.records.encode
+        ops: list[Op] = [op or Put(key, encode(key, write.records[key])) for key, op in write.ops.items()]
+        result = await self._store.transact(tuple(write.compares.values()), ops)
         if not result.succeeded:
             # What made the compare fail may not have reached the view yet; deciding again before it has would loop.
             await self.feed.reach(result.revision)

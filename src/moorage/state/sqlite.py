@@ -32,7 +32,14 @@ import msgspec
 from moorage.errors import StoreUnavailable
 from moorage.model.ids import Revision
 from moorage.state import sqlite_reads
-from moorage.state.sqlite_format import DISK_ERRORS, FileLock, open_database, open_reader, unavailable
+from moorage.state.sqlite_format import (
+    DISK_ERRORS,
+    FileLock,
+    open_database,
+    open_reader,
+    read_meta_number,
+    unavailable,
+)
 from moorage.state.sqlite_group import GroupCommit, GroupResult, Txn
 from moorage.state.store import Compare, Entry, Listing, Op, TxnResult
 from moorage.state.transactions import check_limit, check_transaction
@@ -74,17 +81,17 @@ class _Write:
         self.done = done
 
 
-class _Compaction:
-    """A compaction on its way to the thread."""
+class _Task:
+    """Something else for the thread to do with the group, on its way there."""
 
-    __slots__ = ("done", "revision")
+    __slots__ = ("done", "run")
 
-    def __init__(self, revision: int, done: asyncio.Future[StoreUnavailable | None]) -> None:
-        self.revision = revision
+    def __init__(self, run: Callable[[], None], done: asyncio.Future[StoreUnavailable | None]) -> None:
+        self.run = run
         self.done = done
 
 
-_Jobs = list[_Write | _Compaction]
+_Jobs = list[_Write | _Task]
 
 
 class _Files(msgspec.Struct, frozen=True):
@@ -115,7 +122,7 @@ class SqliteStore:
         self._files = files
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Write | _Compaction | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Write | _Task | None] = queue.SimpleQueue()
         self._queued = 0
         self._queued_bytes = 0
         self._is_closed = False
@@ -182,13 +189,20 @@ class SqliteStore:
 
     async def compact(self, revision: Revision) -> None:
         """See ``Store.compact``. The room is freed little by little afterwards."""
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
-        compaction = _Compaction(revision, self._loop.create_future())
-        self._queue.put(compaction)
-        outcome = await compaction.done
-        if outcome is not None:
-            raise StoreUnavailable(outcome.message, path=str(self.path)) from outcome
+        await self._run_task(lambda: self._files.group.compact(revision))
+
+    async def is_clean(self) -> bool:
+        """See ``Store.is_clean``."""
+        return not await self._read(lambda db: read_meta_number(db, "unclean"))
+
+    async def mark_unclean(self) -> None:
+        """See ``Store.mark_unclean``."""
+        await self._run_task(self._files.group.mark_unclean)
+
+    async def scrub(self) -> None:
+        """See ``Store.scrub``. It takes as long as copying the file; no read runs meanwhile."""
+        async with self._reads:
+            await self._run_task(self._files.group.scrub)
 
     async def close(self) -> None:
         """See ``Store.close``. Cancelling does not shorten it: it takes as long as the disk needs for the queue."""
@@ -207,6 +221,15 @@ class SqliteStore:
                 raise unavailable(error, self.path) from error
             finally:
                 self._closed.set()
+
+    async def _run_task(self, run: Callable[[], None]) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        task = _Task(run, self._loop.create_future())
+        self._queue.put(task)
+        outcome = await task.done
+        if outcome is not None:
+            raise StoreUnavailable(outcome.message, path=str(self.path)) from outcome
 
     # -- on the loop -------------------------------------------------------------------------------------------------
 
@@ -251,7 +274,9 @@ class SqliteStore:
                     if kind is _Write:
                         self._commit([job for job in some if isinstance(job, _Write)])
                     else:
-                        self._compact([job for job in some if isinstance(job, _Compaction)])
+                        for job in some:
+                            if isinstance(job, _Task):
+                                self._do(job)
             self._loop.call_soon_threadsafe(self._drained.set)
         except RuntimeError:
             # The loop has ended without a close: nobody is left to tell. Anything else is a fault of ours.
@@ -289,14 +314,13 @@ class SqliteStore:
             outcome.__cause__ = error
         self._loop.call_soon_threadsafe(self._deliver, writes, outcome)
 
-    def _compact(self, compactions: Sequence[_Compaction]) -> None:
+    def _do(self, task: _Task) -> None:
         outcome: StoreUnavailable | None = None
         try:
-            self._files.group.compact(max(compaction.revision for compaction in compactions))
+            task.run()
         except DISK_ERRORS as error:
             outcome = self._explain(error)
-        for compaction in compactions:
-            self._loop.call_soon_threadsafe(_settle, compaction.done, outcome)
+        self._loop.call_soon_threadsafe(_settle, task.done, outcome)
 
     def _purge(self) -> None:
         try:

@@ -1,9 +1,10 @@
 """The SQLite store's file: its lock, its tables, its format version and the way from one version to the next.
 
-Layout of version 1: ``current`` holds each key's entry; ``log`` holds each change with the entry before it, under
+Layout of version 2: ``current`` holds each key's entry; ``log`` holds each change with the entry before it, under
 ``revision * LOG_STRIDE + position``, for watches from the past; ``meta`` holds ``format``, ``written_by``,
-``revision`` (the newest) and ``compacted`` (changes up to it are forgotten). Ordinary rowid tables: without a rowid,
-values of a kilobyte are several times slower to write.
+``revision`` (the newest), ``compacted`` (changes up to it are forgotten) and ``unclean`` (1: the files may hold bytes
+of values that must go, until the next scrub). Version 1 had no ``unclean``, and secrets in its values.
+Ordinary rowid tables: without a rowid, values of a kilobyte are several times slower to write.
 apsw's exceptions become StoreUnavailable through ``unavailable``. Never: the event loop, threads, clock.
 """
 
@@ -21,7 +22,7 @@ import msgspec
 import moorage
 from moorage.errors import StoreUnavailable
 
-FORMAT = 1
+FORMAT = 2
 LOG_STRIDE = 1024
 BUSY_TIMEOUT_MS = 10_000
 
@@ -42,9 +43,14 @@ DISK_ERRORS = (
     apsw.ReadOnlyError,
 )
 
+
+def _add_unclean(connection: apsw.Connection) -> None:
+    connection.execute("INSERT INTO meta VALUES ('unclean', 1)")
+
+
 Upgrades = Mapping[int, Callable[[apsw.Connection], None]]
 # Version → the step that turns a file of that version into one of the next; inside one transaction.
-UPGRADES: Upgrades = {}
+UPGRADES: Upgrades = {1: _add_unclean}
 
 _TABLES = """
 CREATE TABLE current (
@@ -228,4 +234,5 @@ def _settle_format(connection: apsw.Connection, path: Path, *, format_known: int
 def _create(connection: apsw.Connection) -> None:
     connection.execute(_TABLES)
     rows = [("format", FORMAT), ("written_by", moorage.__version__), ("revision", 0), ("compacted", 0)]
+    rows += [("unclean", 0)]
     connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)

@@ -126,6 +126,31 @@ class GroupCommit:
             self._take_back()
             raise
 
+    def mark_unclean(self) -> None:
+        """Keep in mind that the files are to be scrubbed."""
+        self._set_unclean(1)
+
+    def scrub(self) -> None:
+        """Forget all history and rewrite the files without the bytes of any former value."""
+        self.compact(self._revision)
+        while self._purged < self._compacted:
+            self.purge()
+        self._db.execute("VACUUM")
+        # The log still has the old pages: it is copied into the file and cut off. Readers are kept away meanwhile.
+        busy, _, _ = next(iter(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")))
+        if busy:
+            raise apsw.BusyError("somebody reads the database")
+        self._set_unclean(0)
+
+    def _set_unclean(self, number: int) -> None:
+        try:
+            self._begin()
+            self._db.execute(_META, (number, "unclean"))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._take_back()
+            raise
+
     def purge(self) -> None:
         """Free some of the room that forgotten history takes."""
         try:

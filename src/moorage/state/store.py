@@ -129,6 +129,22 @@ class Store(Protocol):
         """Forget history up to and including ``revision``; current values stay. Never goes beyond the newest."""
         ...
 
+    async def is_clean(self) -> bool:
+        """Whether nothing was marked unclean since the last ``scrub``."""
+        ...
+
+    async def mark_unclean(self) -> None:
+        """Keep in mind, durably, that values are about to be replaced which must not stay on the disk."""
+        ...
+
+    async def scrub(self) -> None:
+        """Forget all history, and leave no byte of any former value in the store's files; it is clean then.
+
+        Writes wait meanwhile. Broken off, it is done again: the store stays unclean. Readers from the past get
+        Compacted.
+        """
+        ...
+
     async def close(self) -> None:
         """Finish what is queued, then stop; later calls raise StoreUnavailable."""
         ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
-from moorage.errors import StoreUnavailable
+from moorage.errors import Compacted, StoreUnavailable
 from moorage.model.ids import Revision
 from moorage.state.store import TXN_OPS_MAX, VALUE_BYTES_MAX, Compare, Delete, Entry, Put, TxnResult
 from moorage.testing.store_use import ODD_KEYS, OpenStore, delete, find, put, refused
@@ -173,6 +173,22 @@ class TransactionSuite:
             for entry in entries[:-1]:
                 other = entry.key[:-1] + ("b" if entry.key.endswith("a") else "a")
                 assert (await find(store, other)).modify_revision == entry.modify_revision
+
+    async def test_scrub_keeps_values_and_forgets_history(self, open_store: OpenStore) -> None:
+        async with open_store() as store:
+            await put(store, "a", b"1")
+            await put(store, "a", b"2")
+            assert await store.is_clean()
+            await store.mark_unclean()
+            assert not await store.is_clean()
+            await store.scrub()
+            assert await store.is_clean()
+            assert [e.value for e in (await store.list("")).entries] == [b"2"]
+            async with store.watch("", Revision(1)) as batches:
+                with refused(Compacted), anyio.fail_after(10):
+                    await anext(batches)
+            await put(store, "b", b"3")
+            assert await store.revision() == 3
 
     async def test_closed_store_refuses_everything(self, open_store: OpenStore) -> None:
         async with open_store() as store:
