@@ -124,7 +124,7 @@ def add_flags(parser: argparse.ArgumentParser, program: Literal["server", "agent
         words: dict[str, Any] = {"default": None, "dest": _dest_of(setting), "help": text.replace("%", "%%")}
         if setting.kind is bool:
             parser.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **words)
-        elif typing.get_origin(setting.kind) is tuple:
+        elif typing.get_origin(setting.kind) is tuple and setting.key != "hook":
             parser.add_argument(setting.flag, action="append", metavar=_metavar(setting), **words)
         elif choices := typing.get_args(setting.kind) if typing.get_origin(setting.kind) is Literal else ():
             parser.add_argument(setting.flag, choices=choices, **words)

@@ -19,6 +19,7 @@ from moorage.model.node import Node
 from moorage.model.volume import Progress, Secrets, Volume
 from moorage.rules import events as rules
 from moorage.state import keys
+from moorage.state.codec import Records
 from moorage.state.memory import MemoryStore
 from moorage.state.repo import Write
 
@@ -140,7 +141,7 @@ async def test_a_feed_that_fell_behind_ends_the_readers() -> None:
         key = keys.volume_key(NamespaceName("default"), VolumeId("v1"))
         for _ in range(10):
             # Without a turn of the loop in between, the feed's watch overflows.
-            store._apply(tuple(Write().put(key, a_volume("v1"), revision=0).ops.values()))
+            store._apply(Write().put(key, a_volume("v1"), revision=0).make_ops(Records()))
         await lines.until_over()
         assert "no longer kept" in lines.all[-1]["Error"]
         assert lines.all[-1]["Index"] == ring.events.oldest

@@ -138,15 +138,15 @@ def test_moved_or_changed_value_breaks_the_seal() -> None:
     records = make_records(ONE)
     value = records.encode(KEY, make_volume())
     other = records.encode(KEY, make_volume(external_id="x"))
-    with pytest.raises(StoreUnavailable, match="seal .* is broken"):
+    with pytest.raises(StoreUnavailable, match=r"seal .* is broken"):
         records.decode("volumes/default/other", value)
-    with pytest.raises(StoreUnavailable, match="seal .* is broken"):
+    with pytest.raises(StoreUnavailable, match=r"seal .* is broken"):
         records.decode(KEY, value.replace(b'"plugin_id":"p"', b'"plugin_id":"q"'))
-    with pytest.raises(StoreUnavailable, match="seal .* is broken"):
+    with pytest.raises(StoreUnavailable, match=r"seal .* is broken"):
         records.decode(KEY, value.rpartition(b"\n")[0] + b"\n" + other.rpartition(b"\n")[2])
     box = bytearray(base64.b64decode(value.rpartition(b" ")[2]))
     box[-1] ^= 1
-    with pytest.raises(StoreUnavailable, match="seal .* is broken") as caught:
+    with pytest.raises(StoreUnavailable, match=r"seal .* is broken") as caught:
         records.decode(KEY, value.rpartition(b" ")[0] + b" " + base64.b64encode(bytes(box)))
     assert CANARY not in str(caught.value)
 

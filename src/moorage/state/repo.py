@@ -9,6 +9,7 @@ import msgspec
 
 from moorage.errors import StateConflict
 from moorage.model.ids import Revision
+from moorage.state.codec import Records
 from moorage.state.feed import Feed
 from moorage.state.store import Compare, Delete, EventBatch, Op, Put, Store
 from moorage.state.view import View
@@ -43,6 +44,10 @@ class Write:
         self.compares[key] = Compare(key, Revision(revision))
         return self
 
+    def make_ops(self, records: Records) -> list[Op]:
+        """The changes as operations of a store."""
+        return [op or Put(key, records.encode(key, self.records[key])) for key, op in self.ops.items()]
+
 
 class Repo:
     """The store with its view: reads look at ``view``, writes go through ``commit``."""
@@ -66,8 +71,7 @@ class Repo:
         Raises StateConflict when a record is not where the decision saw it: read again and decide again.
         Raises StoreUnavailable.
         """
-        encode = self.feed.records.encode
-        ops: list[Op] = [op or Put(key, encode(key, write.records[key])) for key, op in write.ops.items()]
+        ops = write.make_ops(self.feed.records)
         result = await self._store.transact(tuple(write.compares.values()), ops)
         if not result.succeeded:
             # What made the compare fail may not have reached the view yet; deciding again before it has would loop.
