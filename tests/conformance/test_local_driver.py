@@ -113,9 +113,9 @@ async def test_capacity_defaults(client: Client) -> None:
         (csi.CreateVolumeRequest(name="a\x07b", volume_capabilities=[capability()]), "INVALID_ARGUMENT", "control"),
         (csi.CreateVolumeRequest(name="x"), "INVALID_ARGUMENT", "volume_capabilities is required"),
         (
-            csi.CreateVolumeRequest(name="x", volume_capabilities=[capability(), BLOCK]),
+            csi.CreateVolumeRequest(name="x", volume_capabilities=[BLOCK]),
             "INVALID_ARGUMENT",
-            "volume_capabilities[1]: block volumes are not supported by the local driver",
+            "volume_capabilities[0]: block volumes are not supported by the local driver",
         ),
         (
             csi.CreateVolumeRequest(name="x", volume_capabilities=[csi.VolumeCapability()]),

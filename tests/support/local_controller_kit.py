@@ -88,7 +88,9 @@ async def running_driver(place: Path) -> AsyncIterator[Client]:
     """A driver on ``place`` with a client of it, ended at the end."""
     socket, data = place / "sockets" / "csi.sock", place / "data"
     async with anyio.create_task_group() as group:
-        await group.start(partial(serve, endpoint=f"unix://{socket}", data_dir=data, node_id="node-1"))
+        await group.start(
+            partial(serve, endpoint=f"unix://{socket}", data_dir=data, node_id="node-1", may_attach=False)
+        )
         channel = unix_channel(str(socket))
         yield Client(channel, data)
         await channel.close()

@@ -101,7 +101,7 @@ async def driver(place: Path, *, may_mount: bool | None = None) -> AsyncIterator
     """A driver on ``place``, ended at the end."""
     socket = place / "csi.sock"
     async with anyio.create_task_group() as group:
-        start = partial(serve, endpoint=f"unix://{socket}", data_dir=place / "data", node_id="node-1")
+        start = partial(serve, endpoint=f"unix://{socket}", data_dir=place / "data", node_id="node-1", may_attach=False)
         await group.start(partial(start, may_mount=may_mount))
         channel = unix_channel(str(socket))
         yield Client(channel, place)

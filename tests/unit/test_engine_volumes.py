@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import anyio
+import msgspec
 import pytest
 from engine_kit import NODE, PLUGIN, running_kit
 
-from moorage.errors import Conflict, DeadlineExceeded, NotFound, Rejected, Unavailable
+from moorage.errors import BadRequest, Conflict, DeadlineExceeded, NotFound, Rejected, Unavailable
 from moorage.model import steps
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
@@ -148,6 +149,23 @@ async def test_claim_mount_release() -> None:
         assert kit.driver.volumes["vol-1"].nodes == set()
         read = kit.service.reads.find_volume("default", "web")
         assert (read.claims, read.record.value.access_mode) == ((), "")
+
+
+async def test_per_alloc_takes_the_volume_of_the_index() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("data[3]")])
+        use = msgspec.structs.replace(a_use("data", per_alloc=True), name="web.db[3]")
+        started = await kit.service.allocations.start(use)
+        running = await wait_status(kit, started.value.id, "running")
+        request = running.volumes[0]
+        assert (request.source, request.per_alloc, request.volume_id) == ("data", True, "data[3]")
+        assert [claim.volume_id for claim in kit.service.reads.claims_of(running)] == ["data[3]"]
+        for name, error, text in (
+            ("web.db[4]", NotFound, r'Volumes\[0\].Source: no such volume "data\[4\]".*PerAlloc: "data"'),
+            ("web.db", BadRequest, r"Allocation.Volumes\[0\]: PerAlloc takes the index"),
+        ):
+            with pytest.raises(error, match=text):
+                await kit.service.allocations.start(msgspec.structs.replace(use, name=name))
 
 
 async def test_same_allocation_id_twice_is_one_use() -> None:

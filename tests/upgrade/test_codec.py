@@ -316,6 +316,8 @@ def holds(new: Any, old: Any) -> bool:
     """Whether nothing that was in the old JSON is lost or changed in the new one, which may have more fields."""
     if isinstance(old, dict):
         return isinstance(new, dict) and all(name in new and holds(new[name], old[name]) for name in old)
+    if isinstance(old, list):
+        return isinstance(new, list) and len(new) == len(old) and all(map(holds, new, old))
     return bool(new == old)
 
 

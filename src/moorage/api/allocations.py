@@ -78,6 +78,7 @@ def _allocation(body: AllocationBody, namespace: str) -> Allocation:
             VolumeRequest(
                 name=v.name,
                 source=VolumeId(v.source),
+                per_alloc=v.per_alloc,
                 read_only=v.read_only,
                 access_mode=v.access_mode,
                 attachment_mode=v.attachment_mode,

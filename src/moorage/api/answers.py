@@ -193,6 +193,7 @@ def allocation_row(allocation: Allocation, created: int, modified: int, claims: 
 
 def _request(request: VolumeRequest) -> Json:
     return {
+        "PerAlloc": request.per_alloc,
         "Source": request.source,
         "ReadOnly": request.read_only,
         "AccessMode": request.access_mode,
@@ -206,7 +207,7 @@ def _mount(request: VolumeRequest, allocation: Allocation, claim: Claim | None) 
     fault = claim.progress.last_fault if claim else None
     return {
         "Name": request.name,
-        "Volume": request.source,
+        "Volume": request.volume_id or request.source,
         "Path": allocation.paths.get(request.name, ""),
         "Target": request.target,
         "ReadOnly": request.read_only,

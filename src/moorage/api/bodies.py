@@ -104,6 +104,7 @@ class VolumeRequestBody(Struct):
 
     name: str = field(default="", name="Name")
     source: str = field(default="", name="Source")
+    per_alloc: bool = field(default=False, name="PerAlloc")
     read_only: bool = field(default=False, name="ReadOnly")
     access_mode: str = field(default="", name="AccessMode")
     attachment_mode: str = field(default="", name="AttachmentMode")

@@ -53,6 +53,7 @@ MEANINGS: dict[str, str] = {
     "NodesHealthy": "how many of them are healthy",
     "Parameters": "what the driver is told at creation",
     "Path": "where the volume is mounted; empty: not yet",
+    "PerAlloc": "whether the volume is Source with the index of the allocation's Name: data[3] for web.db[3]",
     "PluginID": "the plugin: the name of a CSI driver",
     "Preferred": "better there",
     "Provider": "the driver's own name",

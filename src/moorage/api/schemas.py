@@ -284,6 +284,7 @@ _REQUEST = {
     "AttachmentMode": TEXT,
     "MountOptions": ref("MountOptions"),
     "Name": TEXT,
+    "PerAlloc": BOOL,
     "ReadOnly": BOOL,
     "Source": TEXT,
     "Target": TEXT,

@@ -16,7 +16,7 @@ from moorage.model.claim import Allocation, Claim, TaskEvent, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NodeId
 from moorage.model.node import Node
 from moorage.model.volume import Progress, Volume
-from moorage.rules.allocations import add_event, is_terminal
+from moorage.rules.allocations import add_event, choose_volume, is_terminal
 from moorage.rules.claims import admit_claim, complete_request
 from moorage.rules.plugins import measure_health
 from moorage.state import keys
@@ -105,10 +105,16 @@ class Allocations:
         """Put one claim and its touched volume into the write; returns the request with its modes filled in."""
         view = self._repo.view
         where = f"Allocation.Volumes[{position}]"
-        found = view.volumes.get(allocation.namespace, request.source)
+        try:
+            volume_id = choose_volume(request, allocation.name)
+        except BadRequest as error:
+            raise BadRequest(f"{where}: {error.message}") from error
+        request = replace(request, volume_id=volume_id)
+        found = view.volumes.get(allocation.namespace, volume_id)
         if found is None or found.value.state != "ready":
-            text = f'{where}.Source: no such volume "{request.source}" in namespace "{allocation.namespace}"'
-            raise NotFound(text, code="volume_missing", volume=request.source)
+            why = f' (PerAlloc: "{request.source}" with the index of "{allocation.name}")' if request.per_alloc else ""
+            text = f'{where}.Source: no such volume "{volume_id}" in namespace "{allocation.namespace}"{why}'
+            raise NotFound(text, code="volume_missing", volume=volume_id)
         volume = found.value
         disk = view.volumes.of_disk(volume.plugin_id, volume.external_id)
         if any(r.value.wanted == "absent" for r in disk):

@@ -96,10 +96,16 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One volume that an allocation asks for; field names follow the recorded API's volume request."""
+    """One volume that an allocation asks for; field names follow the recorded API's volume request.
+
+    ``per_alloc``: the volume is ``SOURCE[INDEX]``, with the index of the allocation's name. ``volume_id`` is the volume
+    that was claimed, once it was.
+    """
 
     name: str
     source: VolumeId
+    per_alloc: bool = False
+    volume_id: VolumeId = VolumeId("")
     read_only: bool = False
     access_mode: str = ""
     attachment_mode: str = ""

@@ -10,15 +10,19 @@ stop    some left                           as it was
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
 
-from moorage.model.claim import Allocation, Claim, Mounted, TaskEvent
+from moorage.errors import BadRequest
+from moorage.model.claim import Allocation, Claim, Mounted, TaskEvent, VolumeRequest
+from moorage.model.ids import VolumeId
 from moorage.model.volume import Fault
 
 replace = msgspec.structs.replace
 EVENTS_MAX = 20
+_INDEX = re.compile(r"\[[0-9]+\]\Z")
 
 
 def fold_claims(allocation: Allocation, claims: Sequence[Claim], *, now_ns: int) -> Allocation:
@@ -48,6 +52,24 @@ def fold_claims(allocation: Allocation, claims: Sequence[Claim], *, now_ns: int)
     if allocation.wanted == "stop" and not claims and allocation.paths:
         return replace(allocation, paths={}, modified_at_ns=now_ns)
     return allocation
+
+
+def choose_volume(request: VolumeRequest, allocation_name: str) -> VolumeId:
+    """The volume that a request means: its source, or, with ``per_alloc``, its source with the allocation's index.
+
+    Raises BadRequest, without the member's path, for a request that means none.
+    Source: the recorded server names allocations ``JOB.GROUP[INDEX]`` and the volumes of a group ``SOURCE[INDEX]``.
+    """
+    if not request.per_alloc:
+        return request.source
+    if _INDEX.search(request.source):
+        text = f"Source {request.source[:200]!r} has an index already: with PerAlloc, name it without"
+        raise BadRequest(f"{text}, or leave PerAlloc out")
+    found = _INDEX.search(allocation_name)
+    if found is None:
+        text = f"PerAlloc takes the index from the allocation's Name, such as web.db[3], and {allocation_name[:200]!r}"
+        raise BadRequest(f"{text} has none: name the allocation so, or leave PerAlloc out")
+    return VolumeId(request.source + found.group())
 
 
 def _find_refused(claims: Sequence[Claim]) -> Fault | None:

@@ -21,7 +21,8 @@ import moorage
 from moorage.csi import mounting
 from moorage.csi.local import checks
 from moorage.csi.local.checks import Mode, refuse
-from moorage.csi.local.publishing import Place, Publisher
+from moorage.csi.local.places import Place
+from moorage.csi.local.publishing import Publisher
 from moorage.csi.local.records import Publication, VolumeRecord
 from moorage.csi.proto import csi_pb2 as csi
 from moorage.testing.shared_state import SharedStorage

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from moorage.csi import mounting
+from moorage.csi.local.loop import SECTOR_BYTES
 from moorage.csi.local.records import R
 from moorage.csi.proto import csi_pb2 as csi
 from moorage.errors import Rejected
@@ -32,10 +33,11 @@ _MODES = frozenset(range(1, 8))
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked capability: the mode's number and the mount flags."""
+    """A checked capability: the mode's number, and the mount flags of one that is not for block access."""
 
     mode: int
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    is_block: bool = False
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,15 +82,15 @@ def check_name(value: str) -> str:
 
 
 def check_access(capability: csi.VolumeCapability, field: str = "volume_capability") -> Access:
-    """What a capability asks for. Raises for block access, an unknown mode or an unknown mount flag."""
+    """What a capability asks for. Raises for an unknown mode or an unknown mount flag."""
     kind = capability.WhichOneof("access_type")
-    if kind == "block":
-        raise refuse("INVALID_ARGUMENT", f"{field}: block volumes are not supported by the local driver")
     if kind is None:
         raise refuse("INVALID_ARGUMENT", f"{field}.access_type is required")
     mode = int(capability.access_mode.mode)
     if mode not in _MODES:
         raise refuse("INVALID_ARGUMENT", f"{field}.access_mode is required and must be a mode of CSI 1.12, not {mode}")
+    if kind == "block":
+        return Access(mode=mode, is_block=True)
     if capability.mount.volume_mount_group:
         raise refuse("INVALID_ARGUMENT", f"{field}.mount.volume_mount_group is not supported by the local driver")
     flags = tuple(word for entry in capability.mount.mount_flags for word in entry.split(",") if word)
@@ -106,7 +108,34 @@ def check_accesses(capabilities: Sequence[csi.VolumeCapability]) -> tuple[Access
     """What the capabilities of a create or a validation ask for; at least one is required."""
     if not capabilities:
         raise refuse("INVALID_ARGUMENT", "volume_capabilities is required")
-    return tuple(check_access(one, f"volume_capabilities[{number}]") for number, one in enumerate(capabilities))
+    found = tuple(check_access(one, f"volume_capabilities[{number}]") for number, one in enumerate(capabilities))
+    if len({access.is_block for access in found}) > 1:
+        raise refuse(
+            "INVALID_ARGUMENT", "volume_capabilities: a volume is for block access or for mounts, not for both"
+        )
+    return found
+
+
+def check_kind(access: Access, *, is_block: bool, field: str = "volume_capability") -> None:
+    """Refuse an access of the other kind than the volume is of."""
+    if access.is_block != is_block:
+        kind, other = ("block access", "mounts") if is_block else ("mounts", "block access")
+        raise refuse("INVALID_ARGUMENT", f"{field}: the volume was created for {kind}, not for {other}")
+
+
+def choose_image_size(wanted: Range, source_bytes: int) -> int:
+    """The size of a new block volume: as ``choose_capacity``, with a default, in whole sectors."""
+    size = choose_capacity(wanted, source_bytes) or DEFAULT_BYTES
+    return round_up_sectors(size, wanted)
+
+
+def round_up_sectors(size: int, wanted: Range) -> int:
+    """``size`` in whole sectors. Raises OUT_OF_RANGE when that passes the limit."""
+    rounded = -(-size // SECTOR_BYTES) * SECTOR_BYTES
+    if wanted.limit_bytes and rounded > wanted.limit_bytes:
+        text = f"a block device has whole sectors of {SECTOR_BYTES} bytes: none fits between the bounds"
+        raise refuse("OUT_OF_RANGE", f"capacity_range: {text}")
+    return rounded
 
 
 def check_range(

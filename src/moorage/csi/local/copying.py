@@ -62,6 +62,18 @@ def copy_tree(source: Path, target: Path, *, should_stop: Callable[[], bool] = l
     return Copied(files=copy.files, shared_files=copy.shared, links=copy.links, skipped=copy.skipped)
 
 
+def copy_image(source: Path, target: Path, size: int, *, should_stop: Callable[[], bool] = lambda: False) -> None:
+    """Copy the file ``source`` to the new file ``target``, which gets ``size`` bytes; on return it is on the disk."""
+    with ExitStack() as stack:
+        source_fd = os.open(source, _READ)
+        stack.callback(os.close, source_fd)
+        target_fd = os.open(target, _CREATE, 0o600)
+        stack.callback(os.close, target_fd)
+        _Copy(target_fd, should_stop).copy_content(source_fd, target_fd)
+        os.ftruncate(target_fd, size)
+        os.fsync(target_fd)
+
+
 class _Directory(msgspec.Struct, kw_only=True):
     """One directory on the way down: what is left to copy in it."""
 
@@ -164,12 +176,17 @@ class _Copy:
                 return
             target = os.open(name, _CREATE, 0o600, dir_fd=here.target)
             stack.callback(os.close, target)
-            if status.st_size and not self._clone(source, target):
-                self._copy_data(source, target, status.st_size)
+            self.copy_content(source, target)
             self._copy_attributes(source, target, status)
             self.files += 1
             if self.files <= SYNCED_SINGLY_MAX:
                 os.fsync(target)
+
+    def copy_content(self, source: int, target: int) -> None:
+        """Let the new file ``target`` hold what the file ``source`` does."""
+        size = os.fstat(source).st_size
+        if size and not self._clone(source, target):
+            self._copy_data(source, target, size)
 
     def _copy_special(self, here: _Directory, name: str, status: os.stat_result) -> None:
         if stat.S_ISLNK(status.st_mode):

@@ -21,7 +21,7 @@ import anyio.abc
 import anyio.to_thread
 
 from moorage.csi.local.checks import refuse
-from moorage.csi.local.copying import copy_tree
+from moorage.csi.local.copying import copy_image, copy_tree
 from moorage.csi.local.records import Index, SnapshotRecord, VolumeRecord
 from moorage.csi.local.storage import Change, Record, Storage
 from moorage.errors import Rejected
@@ -121,12 +121,19 @@ class Keeper:
         else:
             self._know(self.snapshots, record, change.action)
 
-    async def copy(self, source: Path, record: Record) -> None:
-        """Copy ``source`` into temp as the data of ``record``, to be committed with ``place``."""
+    async def copy(self, source: Path, record: Record, *, image_bytes: int = 0) -> None:
+        """Copy ``source`` into temp as the data of ``record``, to be committed with ``place``.
+
+        A block volume's image gets ``image_bytes``.
+        """
 
         def work() -> None:
+            target, should_stop = self.storage.temp_data_path(record), self._stopping.is_set
             try:
-                copy_tree(source, self.storage.temp_data_path(record), should_stop=self._stopping.is_set)
+                if record.is_block:
+                    copy_image(source, target, image_bytes, should_stop=should_stop)
+                else:
+                    copy_tree(source, target, should_stop=should_stop)
             except OSError:
                 self.storage.discard_temp(record)
                 raise

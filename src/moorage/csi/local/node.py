@@ -7,6 +7,7 @@ Source: CSI spec 1.12, "Node Service RPC".
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -14,11 +15,13 @@ import anyio.to_thread
 
 from moorage.csi.local import checks
 from moorage.csi.local.checks import refuse
+from moorage.csi.local.devices import Devices
 from moorage.csi.local.identity import TOPOLOGY_KEY
 from moorage.csi.local.keeper import Keeper
-from moorage.csi.local.publishing import Place, Publisher
+from moorage.csi.local.places import Place
+from moorage.csi.local.publishing import Publisher
 from moorage.csi.local.records import VolumeRecord
-from moorage.csi.local.usage import measure_usage
+from moorage.csi.local.usage import measure_image, measure_usage
 from moorage.csi.proto import csi_pb2 as csi
 
 T = TypeVar("T")
@@ -32,9 +35,10 @@ _ABILITIES = (_Rpc.STAGE_UNSTAGE_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.EXPAND_VOLU
 class Node:
     """Answers the node calls."""
 
-    def __init__(self, keeper: Keeper, publisher: Publisher, *, node_id: str) -> None:
+    def __init__(self, keeper: Keeper, publisher: Publisher, devices: Devices, *, node_id: str) -> None:
         self._keeper = keeper
         self._publisher = publisher
+        self._devices = devices
         self._node_id = node_id
         self._threads = anyio.CapacityLimiter(THREADS_MAX)
 
@@ -56,16 +60,23 @@ class Node:
         path = checks.check_path(request.staging_target_path, "staging_target_path")
         if not request.HasField("volume_capability"):
             raise refuse("INVALID_ARGUMENT", "volume_capability is required")
-        access = checks.check_access(request.volume_capability)
-        place = Place(volume_id=volume_id, path=path, kind="stage", mode=access.mode, flags=access.flags)
-        await self._work(volume_id, lambda volume: self._publisher.stage(volume, place))
+        access = self._devices.read_access(request.volume_capability, self._keeper.volumes.find(volume_id))
+        place = Place(
+            volume_id=volume_id,
+            path=path,
+            kind="stage",
+            mode=access.mode,
+            flags=access.flags,
+            is_block=access.is_block,
+        )
+        await self._work(volume_id, lambda volume: self._shower(volume).stage(volume, place))
         return csi.NodeStageVolumeResponse()
 
     async def node_unstage_volume(self, request: csi.NodeUnstageVolumeRequest) -> csi.NodeUnstageVolumeResponse:
         """Take the volume away from the staging path."""
         volume_id = checks.require(request.volume_id, "volume_id")
         path = checks.check_path(request.staging_target_path, "staging_target_path")
-        await self._work(volume_id, lambda volume: self._publisher.unstage(volume, path))
+        await self._work(volume_id, lambda volume: self._shower(volume).unstage(volume, path))
         return csi.NodeUnstageVolumeResponse()
 
     async def node_publish_volume(self, request: csi.NodePublishVolumeRequest) -> csi.NodePublishVolumeResponse:
@@ -74,7 +85,7 @@ class Node:
         path = checks.check_path(request.target_path, "target_path")
         if not request.HasField("volume_capability"):
             raise refuse("INVALID_ARGUMENT", "volume_capability is required")
-        access = checks.check_access(request.volume_capability)
+        access = self._devices.read_access(request.volume_capability, self._keeper.volumes.find(volume_id))
         if not request.staging_target_path:
             raise refuse("FAILED_PRECONDITION", "staging_target_path is required: stage the volume first")
         staging = checks.check_path(request.staging_target_path, "staging_target_path")
@@ -86,15 +97,16 @@ class Node:
             kind="publish",
             mode=access.mode,
             flags=(*access.flags, "ro") if request.readonly else access.flags,
+            is_block=access.is_block,
         )
-        await self._work(volume_id, lambda volume: self._publisher.publish(volume, place, staging))
+        await self._work(volume_id, lambda volume: self._shower(volume).publish(volume, place, staging))
         return csi.NodePublishVolumeResponse()
 
     async def node_unpublish_volume(self, request: csi.NodeUnpublishVolumeRequest) -> csi.NodeUnpublishVolumeResponse:
         """Take the volume away from the target path, and remove the path."""
         volume_id = checks.require(request.volume_id, "volume_id")
         path = checks.check_path(request.target_path, "target_path")
-        await self._work(volume_id, lambda volume: self._publisher.unpublish(volume, path))
+        await self._work(volume_id, lambda volume: self._shower(volume).unpublish(volume, path))
         return csi.NodeUnpublishVolumeResponse()
 
     async def node_get_volume_stats(self, request: csi.NodeGetVolumeStatsRequest) -> csi.NodeGetVolumeStatsResponse:
@@ -104,8 +116,11 @@ class Node:
         volume = self._get(volume_id)
 
         def work() -> csi.NodeGetVolumeStatsResponse:
-            self._publisher.check_shown(volume, path)
-            usage = measure_usage(self._keeper.storage.data_path(volume), capacity_bytes=volume.capacity_bytes)
+            self._shower(volume).check_shown(volume, path)
+            data = self._keeper.storage.data_path(volume)
+            if volume.is_block:
+                return csi.NodeGetVolumeStatsResponse(usage=[_describe_image(data, volume.capacity_bytes)])
+            usage = measure_usage(data, capacity_bytes=volume.capacity_bytes)
             row = csi.VolumeUsage
             return csi.NodeGetVolumeStatsResponse(
                 usage=[
@@ -127,18 +142,23 @@ class Node:
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
     async def node_expand_volume(self, request: csi.NodeExpandVolumeRequest) -> csi.NodeExpandVolumeResponse:
-        """Check that the controller has recorded the size; a directory has nothing to grow."""
+        """Check that the controller has recorded the size; a device in use grows, a directory has nothing to."""
         volume_id = checks.require(request.volume_id, "volume_id")
         path = checks.require(request.volume_path, "volume_path")
         wanted = checks.check_range(request)
         if request.HasField("volume_capability"):
-            checks.check_access(request.volume_capability)
+            self._devices.read_access(request.volume_capability, self._keeper.volumes.find(volume_id))
         volume = self._get(volume_id)
-        await anyio.to_thread.run_sync(self._publisher.check_shown, volume, path, limiter=self._threads)
+        await anyio.to_thread.run_sync(self._shower(volume).check_shown, volume, path, limiter=self._threads)
         if not wanted.holds(volume.capacity_bytes):
             text = f"volume {volume_id} has {volume.capacity_bytes} bytes, outside capacity_range: expand it first"
             raise refuse("OUT_OF_RANGE", f"{text} by ControllerExpandVolume")
+        if volume.is_block:
+            await self._work(volume_id, self._devices.grow)
         return csi.NodeExpandVolumeResponse(capacity_bytes=volume.capacity_bytes)
+
+    def _shower(self, volume: VolumeRecord) -> Publisher | Devices:
+        return self._devices if volume.is_block else self._publisher
 
     async def _work(self, volume_id: str, work: Callable[[VolumeRecord], T]) -> T:
         """Run ``work`` in a worker thread, alone for the volume; its key is the one of the controller's calls."""
@@ -154,3 +174,13 @@ class Node:
         if volume is None:
             raise refuse("NOT_FOUND", f"volume {volume_id!r} does not exist")
         return volume
+
+
+def _describe_image(data: Path, capacity_bytes: int) -> csi.VolumeUsage:
+    usage = measure_image(data, capacity_bytes=capacity_bytes)
+    return csi.VolumeUsage(
+        unit=csi.VolumeUsage.BYTES,
+        total=usage.total_bytes,
+        used=usage.used_bytes,
+        available=usage.available_bytes,
+    )

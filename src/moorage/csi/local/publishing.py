@@ -1,7 +1,7 @@
 """Show volumes at paths of this node: bind mounts, or symlinks where the process may not mount.
 
 Shapes: whether something is published is read from the mount table (or the symlink) each time, so that a restart of the
-    driver changes nothing. DIR/node keeps, per path, what the table cannot show: the access mode and flags as asked.
+    driver changes nothing. ``places`` keeps what the table cannot show: the access mode and flags as asked.
 Raises Rejected with the gRPC status as its code; OSError from the kernel. Everything here blocks.
 Never:  unmounts what is not a mount of the volume named; removes a directory that is not empty.
 Source: CSI spec 1.12, NodePublishVolume's table on a second publish.
@@ -13,49 +13,21 @@ A symlink cannot be made read-only; this is said once in the log.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import structlog
 
 from moorage.csi import mounting
-from moorage.csi.local.checks import STRICT_MODES, refuse
+from moorage.csi.local.checks import refuse
+from moorage.csi.local.places import Place, Places, check_staging, refuse_foreign, refuse_unstaged, unmount
 from moorage.csi.local.records import VolumeRecord
 from moorage.csi.local.storage import Storage
-from moorage.errors import Rejected
 
 log = structlog.get_logger("moorage.csi.local")
 
 STACKED_MAX = 16
-
-
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume as it was asked to be shown at a path."""
-
-    volume_id: str
-    path: str
-    kind: Literal["stage", "publish"]
-    mode: int
-    flags: tuple[str, ...]
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether the last of the flags on writing says ro."""
-        return [flag for flag in ("rw", *self.flags) if flag in ("ro", "rw")][-1] == "ro"
-
-    def is_same_as(self, other: Place) -> bool:
-        """Whether both ask for the same thing; the order and number of equal flags do not matter."""
-        mine, others = set(self.flags) - {"rw", "defaults"}, set(other.flags) - {"rw", "defaults"}
-        alike = (self.kind, self.mode, self.is_read_only) == (other.kind, other.mode, other.is_read_only)
-        return alike and mine == others
-
-
-_decode_place = msgspec.json.Decoder(Place).decode
 
 
 class Publisher:
@@ -63,6 +35,7 @@ class Publisher:
 
     def __init__(self, storage: Storage, *, may_mount: bool) -> None:
         self._storage = storage
+        self._places = Places(storage.node)
         self._may_mount = may_mount
         self._said_read_only = False
         if not may_mount:
@@ -70,35 +43,34 @@ class Publisher:
 
     def stage(self, volume: VolumeRecord, place: Place) -> None:
         """Bind the volume's data to the staging path, which exists."""
-        if not os.path.isdir(place.path) or os.path.islink(place.path):
-            raise refuse("FAILED_PRECONDITION", f"staging_target_path {place.path} is not a directory: make it first")
+        check_staging(place.path)
         shown = self._find_mount(volume, place.path)
         if shown is not None:
-            self._check_repeated(place, mounted_read_only=False)
+            self._places.check_repeated(place, mounted_read_only=False)
         elif self._may_mount:
-            self._keep(place)
+            self._places.keep(place)
             self._bind(volume, place.path, flags=())
 
     def unstage(self, volume: VolumeRecord, path: str) -> None:
         """Take every mount of the volume away from the staging path."""
         self._unmount(volume, path)
-        self._forget(path)
+        self._places.forget(path)
 
     def publish(self, volume: VolumeRecord, place: Place, staging: str) -> None:
         """Bind the volume's data to the target path, which is made."""
         data = self._storage.data_path(volume)
         if self._is_link(volume, place.path):
-            self._check_repeated(place, mounted_read_only=None)
+            self._places.check_repeated(place, mounted_read_only=None)
             return
         shown = self._find_mount(volume, place.path)
         if shown is not None:
-            self._check_repeated(place, mounted_read_only=shown.is_read_only)
+            self._places.check_repeated(place, mounted_read_only=shown.is_read_only)
             return
         staged = self._find_mount(volume, staging)
         if staged is None and self._may_mount:
-            raise refuse("FAILED_PRECONDITION", f"the volume is not staged at {staging}: stage it first")
+            raise refuse_unstaged(staging)
         self._check_second(volume, place, staging)
-        self._keep(place)
+        self._places.keep(place)
         if self._may_mount:
             _make_target(place.path)
             self._bind(volume, place.path, flags=place.flags)
@@ -120,7 +92,7 @@ class Publisher:
                     raise
                 text = f"target_path {path} holds something that this driver did not put there: {error.strerror}"
                 raise refuse("FAILED_PRECONDITION", text) from error
-        self._forget(path)
+        self._places.forget(path)
 
     def check_shown(self, volume: VolumeRecord, path: str) -> None:
         """Raise NOT_FOUND unless the volume is staged or published at ``path``."""
@@ -136,10 +108,10 @@ class Publisher:
     def clean(self) -> None:
         """Forget what was kept on paths where nothing is shown any more, as after a reboot."""
         mounts = mounting.read_mounts()
-        for file, place in self._kept():
-            if mounting.find_in(mounts, place.path) is None and not os.path.islink(place.path):
-                with suppress(FileNotFoundError):
-                    os.unlink(file)
+        for place in self._places:
+            is_shown = mounting.find_in(mounts, place.path) is not None or os.path.islink(place.path)
+            if not is_shown and not place.is_block:
+                self._places.forget(place.path)
 
     def _find_mount(self, volume: VolumeRecord, path: str) -> mounting.Mount | None:
         """The mount of the volume at ``path``; another mount there is refused."""
@@ -149,29 +121,18 @@ class Publisher:
             return None
         if (found.device, found.root) == mounting.origin_of(mounts, self._storage.data_path(volume)):
             return found
-        if found.root == "/" and self._kept_at(path) is None:
+        if found.root == "/" and self._places.find(path) is None:
             return None  # the path is a mount point of the caller's own, such as a tmpfs: mount on top of it
-        raise refuse("FAILED_PRECONDITION", f"another filesystem is mounted at {path}: unmount it first")
-
-    def _check_repeated(self, place: Place, *, mounted_read_only: bool | None) -> None:
-        """Raise ALREADY_EXISTS unless what is shown at the path was asked for in the same way."""
-        kept = self._kept_at(place.path)
-        same = place.is_same_as(kept) if kept is not None else mounted_read_only in (None, place.is_read_only)
-        if not same:
-            text = f"the volume is at {place.path} with another access mode, readonly flag or mount flags"
-            raise refuse("ALREADY_EXISTS", text)
+        raise refuse_foreign(path)
 
     def _check_second(self, volume: VolumeRecord, place: Place, staging: str) -> None:
         """Refuse a second target path in the modes that allow one."""
         mounts = mounting.read_mounts()
         paths = {one.target for one in mounting.mounts_of(mounts, self._storage.data_path(volume))}
-        kept = {mounting.resolve(one.path): one for _, one in self._kept() if one.volume_id == volume.id}
+        kept = self._places.of_volume(volume.id)
         paths |= {path for path, one in kept.items() if os.path.islink(one.path) and self._is_link(volume, one.path)}
         paths -= {mounting.resolve(staging), *(path for path, one in kept.items() if one.kind == "stage")}
-        for path in sorted(paths):
-            if place.mode in STRICT_MODES or (path in kept and kept[path].mode in STRICT_MODES):
-                text = f"volume {volume.id} is published at {path} and its access mode allows one target path"
-                raise refuse("FAILED_PRECONDITION", f"{text}: unpublish it there first")
+        self._places.check_second(place, paths)
 
     def _bind(self, volume: VolumeRecord, path: str, *, flags: tuple[str, ...]) -> None:
         try:
@@ -184,12 +145,7 @@ class Publisher:
         for _ in range(STACKED_MAX):
             if self._find_mount(volume, path) is None:
                 return
-            try:
-                mounting.unmount(path)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                raise _busy(path) from error
+            unmount(path)
         raise refuse("FAILED_PRECONDITION", f"more than {STACKED_MAX} mounts are stacked at {path}")
 
     def _link(self, data: Path, place: Place) -> None:
@@ -211,40 +167,6 @@ class Publisher:
     def _say_symlinks(self) -> None:
         log.warning("this process may not mount: volumes are published by symlink")
 
-    def _file(self, path: str) -> str:
-        digest = hashlib.sha256(mounting.resolve(path).encode(errors="surrogateescape")).hexdigest()[:40]
-        return os.path.join(self._storage.node, f"{digest}.json")
-
-    def _keep(self, place: Place) -> None:
-        """Remember how the path was asked for. Not synced: it means nothing without the mount, which a crash takes."""
-        file = self._file(place.path)
-        Path(f"{file}.new").write_bytes(msgspec.json.encode(place))
-        os.rename(f"{file}.new", file)
-
-    def _kept_at(self, path: str) -> Place | None:
-        try:
-            return _decode_place(Path(self._file(path)).read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-
-    def _kept(self) -> Iterator[tuple[str, Place]]:
-        for name in os.listdir(self._storage.node):
-            file = os.path.join(self._storage.node, name)
-            if name.endswith(".new"):
-                continue
-            try:
-                yield file, _decode_place(Path(file).read_bytes())
-            except (FileNotFoundError, msgspec.DecodeError):
-                continue
-
-    def _forget(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self._file(path))
-
-
-def _busy(path: str) -> Rejected:
-    return refuse("UNAVAILABLE", f"{path} is in use by a process: stop it; this is tried again")
-
 
 def _make_target(path: str) -> None:
     """Make the target directory; one that is there must be empty, or consumers would miss what it holds."""
@@ -254,7 +176,7 @@ def _make_target(path: str) -> None:
         if not os.path.isdir(path):
             raise refuse("FAILED_PRECONDITION", f"target_path {path} is not a directory: remove it first") from None
         if mounting.is_mount_point(path):
-            raise refuse("FAILED_PRECONDITION", f"another filesystem is mounted at {path}: unmount it first") from None
+            raise refuse_foreign(path) from None
         if os.listdir(path):
             raise refuse("FAILED_PRECONDITION", f"target_path {path} is not empty: empty it first") from None
     except FileNotFoundError:

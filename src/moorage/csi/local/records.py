@@ -30,7 +30,10 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume. ``required_bytes`` and ``limit_bytes`` are as first asked, so that a repeat is known again."""
+    """A volume. ``required_bytes`` and ``limit_bytes`` are as first asked, so that a repeat is known again.
+
+    The data of a block volume is one file, its image; that of any other is a directory.
+    """
 
     id: str
     name: str
@@ -42,6 +45,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, str] = {}
     origin: Origin | None = None
     publications: tuple[Publication, ...] = ()
+    is_block: bool = False
     format: int = FORMAT
 
 
@@ -54,6 +58,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     source_volume_id: str
     size_bytes: int
     created_at_ns: int
+    is_block: bool = False
     format: int = FORMAT
 
 

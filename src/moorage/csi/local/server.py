@@ -26,6 +26,8 @@ import grpc.aio
 import structlog
 
 from moorage.csi import calls, mounting
+from moorage.csi.local import loop
+from moorage.csi.local.devices import Devices
 from moorage.csi.local.identity import Identity
 from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.node import Node
@@ -70,11 +72,15 @@ async def serve(
     data_dir: Path,
     node_id: str,
     may_mount: bool | None = None,
+    may_attach: bool | None = None,
     now_ns: Callable[[], int] = time.time_ns,
     new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; ready, and said so, when the socket answers. ``may_mount`` None finds it out."""
+    """Serve until cancelled; ready, and said so, when the socket answers.
+
+    ``may_mount`` and ``may_attach`` (loop devices) None find it out.
+    """
     path = parse_endpoint(endpoint)
     if not _NODE_ID.fullmatch(node_id):
         rule = "1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
@@ -83,16 +89,20 @@ async def serve(
     keeper = Keeper(storage, now_ns=now_ns, new_id=new_id)
     if may_mount is None:
         may_mount = await anyio.to_thread.run_sync(mounting.can_mount)
+    if may_attach is None:
+        may_attach = may_mount and await anyio.to_thread.run_sync(loop.can_attach)
     async with anyio.create_task_group() as group:
         await group.start(keeper.run_until_cancelled)
         publisher = Publisher(storage, may_mount=may_mount)
+        devices = Devices(storage, is_supported=may_attach)
         await anyio.to_thread.run_sync(publisher.clean)
+        await anyio.to_thread.run_sync(devices.clean, keeper.volumes.ordered())
         await anyio.to_thread.run_sync(_prepare_socket, path)
         parts = (
             Identity(storage),
-            Volumes(keeper, node_id=node_id),
-            Snapshots(keeper),
-            Node(keeper, publisher, node_id=node_id),
+            Volumes(keeper, devices, node_id=node_id),
+            Snapshots(keeper, devices),
+            Node(keeper, publisher, devices, node_id=node_id),
         )
         server = make_server(parts)
         inode = _bind_socket(server, path)

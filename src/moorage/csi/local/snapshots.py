@@ -1,7 +1,7 @@
 """The Controller service's calls on snapshots.
 
-Shapes: a snapshot is a copy of the volume's tree, with shared extents where the filesystem has them. Files are read one
-    after the other: freeze or stop writers first when several files must fit together.
+Shapes: a snapshot is a copy of the volume's tree or image, with shared extents where the filesystem has
+    them. Files are read one after the other: freeze or stop writers first when several files must fit together.
 Raises Rejected with the gRPC status as its code; OSError from the disk.
 Source: CSI spec 1.12, "CreateSnapshot", "DeleteSnapshot", "ListSnapshots".
 """
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from functools import partial
 
+import anyio.to_thread
 from google.protobuf import timestamp_pb2
 
 from moorage.csi.local import checks
 from moorage.csi.local.checks import refuse
+from moorage.csi.local.devices import Devices
 from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.records import SnapshotRecord
 from moorage.csi.local.storage import Change
@@ -23,8 +25,9 @@ from moorage.csi.proto import csi_pb2 as csi
 class Snapshots:
     """Answers the controller calls on snapshots."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, devices: Devices) -> None:
         self._keeper = keeper
+        self._devices = devices
 
     async def create_snapshot(self, request: csi.CreateSnapshotRequest) -> csi.CreateSnapshotResponse:
         """Copy a volume; ready when answered. The same snapshot again for the same name and source."""
@@ -73,8 +76,11 @@ class Snapshots:
                 source_volume_id=source_id,
                 size_bytes=volume.capacity_bytes,
                 created_at_ns=keeper.now_ns(),
+                is_block=volume.is_block,
             )
-            await keeper.copy(keeper.storage.data_path(volume), snapshot)
+            if volume.is_block:
+                await anyio.to_thread.run_sync(self._devices.flush, volume)
+            await keeper.copy(keeper.storage.data_path(volume), snapshot, image_bytes=volume.capacity_bytes)
         await keeper.commit(Change(action="place", record=snapshot))
         return snapshot
 

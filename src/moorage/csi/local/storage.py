@@ -1,6 +1,7 @@
 """The driver's directory: layout, loading, and changes in groups. Everything here blocks.
 
-Shapes: DIR/volumes/<id>/ and DIR/snapshots/<id>/ hold ``meta.json`` and ``data``; DIR/temp what is being made;
+Shapes: DIR/volumes/<id>/ and DIR/snapshots/<id>/ hold ``meta.json`` and ``data`` (a directory,
+    or a block volume's image); DIR/temp what is being made;
     DIR/trash what is being removed; DIR/node what was published here (see ``node``); DIR/lock keeps others out.
 Raises OSError as the kernel said; Unavailable when another process has the directory.
 
@@ -30,6 +31,7 @@ Record = VolumeRecord | SnapshotRecord
 
 LOCK_WAIT_S = 5.0
 DATA_MODE = 0o755
+IMAGE_MODE = 0o600
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -41,13 +43,17 @@ log = structlog.get_logger("moorage.csi.local")
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One change: ``create`` makes an empty volume, ``place`` takes data that lies in temp, ``rewrite``, ``remove``."""
+    """One change: ``create`` makes an empty volume, ``place`` takes data that lies in temp, ``rewrite``, ``remove``.
+
+    ``size_bytes`` is that of a new image.
+    """
 
     action: Literal["create", "place", "rewrite", "remove"]
     record: Record
     mode: int = DATA_MODE
     uid: int = -1
     gid: int = -1
+    size_bytes: int = 0
 
 
 class Storage:
@@ -106,6 +112,16 @@ class Storage:
         parent = os.path.join(self.temp, record.id)
         os.mkdir(parent, 0o700)
         return Path(parent, "data")
+
+    def grow_image(self, volume: VolumeRecord, size: int) -> None:
+        """Let a block volume's image have at least ``size`` bytes, on the disk; what is new reads as zeros."""
+        descriptor = os.open(self.data_path(volume), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_size < size:
+                os.ftruncate(descriptor, size)
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def discard_temp(self, record: Record) -> None:
         """Remove what was made of a record that is not to be."""
@@ -176,10 +192,13 @@ class Storage:
         if change.action == "create":
             data = os.path.join(directory, "data")
             os.mkdir(directory, 0o700)
-            os.mkdir(data, 0o700)
+            if record.is_block:
+                opened.append(_make_image(data, change.size_bytes))
+            else:
+                os.mkdir(data, 0o700)
             if change.uid >= 0 or change.gid >= 0:
                 os.chown(data, change.uid, change.gid)
-            os.chmod(data, change.mode)
+            os.chmod(data, IMAGE_MODE if record.is_block else change.mode)
         opened.append(_write(os.path.join(directory, "meta.json"), _encode(record)))
         opened.append(os.open(directory, _DIRECTORY))
 
@@ -235,6 +254,17 @@ def _write(path: str, content: bytes) -> int:
         os.write(descriptor, content)
         # Starts the write-back of this file now, so that the syncs of a group wait for one commit and not for each.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _make_image(path: str, size: int) -> int:
+    """Make a file of holes; the descriptor is still to be synced and closed."""
+    descriptor = os.open(path, _CREATE, IMAGE_MODE)
+    try:
+        os.ftruncate(descriptor, size)
     except OSError:
         os.close(descriptor)
         raise

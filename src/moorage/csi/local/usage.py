@@ -52,6 +52,19 @@ def measure_usage(data: Path, *, capacity_bytes: int, entries_max: int = ENTRIES
     )
 
 
+def measure_image(image: Path, *, capacity_bytes: int) -> Usage:
+    """The usage of a block volume: used is what its image takes on the disk. It has no inodes."""
+    system, used_bytes = os.statvfs(image), os.stat(image).st_blocks * _BLOCK
+    return Usage(
+        total_bytes=capacity_bytes,
+        used_bytes=used_bytes,
+        available_bytes=max(0, min(capacity_bytes - used_bytes, system.f_bavail * system.f_frsize)),
+        total_inodes=0,
+        used_inodes=0,
+        available_inodes=0,
+    )
+
+
 def _walk(data: Path, entries_max: int) -> tuple[int, int] | None:
     """(bytes, inodes) below ``data``, itself included; None when there are too many entries."""
     used, entries = os.stat(data).st_blocks * _BLOCK, 1

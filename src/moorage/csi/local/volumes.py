@@ -1,6 +1,7 @@
 """The Controller service's calls on volumes.
 
-Shapes: a volume is usable on this driver's node only, and says so by its topology. Its size is recorded, not enforced.
+Shapes: a volume is usable on this driver's node only, and says so by its topology. Its size is recorded, not
+    enforced; a block volume has its size.
     Parameters: ``mode`` (octal), ``uid`` and ``gid`` of a new empty volume's directory; others are kept and ignored.
 Raises Rejected with the gRPC status as its code; OSError from the disk.
 Source: CSI spec 1.12, "Controller Service RPC".
@@ -8,6 +9,7 @@ Source: CSI spec 1.12, "Controller Service RPC".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import anyio.to_thread
@@ -17,6 +19,7 @@ from google.protobuf import wrappers_pb2
 from moorage.csi import mounting
 from moorage.csi.local import checks
 from moorage.csi.local.checks import Mode, Range, refuse
+from moorage.csi.local.devices import Devices
 from moorage.csi.local.identity import TOPOLOGY_KEY
 from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.records import Origin, Publication, SnapshotRecord, VolumeRecord
@@ -43,8 +46,9 @@ _ABILITIES = (
 class Volumes:
     """Answers the controller calls on volumes."""
 
-    def __init__(self, keeper: Keeper, *, node_id: str) -> None:
+    def __init__(self, keeper: Keeper, devices: Devices, *, node_id: str) -> None:
         self._keeper = keeper
+        self._devices = devices
         self._node_id = node_id
 
     async def controller_get_capabilities(
@@ -59,14 +63,14 @@ class Volumes:
     async def create_volume(self, request: csi.CreateVolumeRequest) -> csi.CreateVolumeResponse:
         """Make an empty volume, or one filled from a volume or snapshot; the same volume again for the same name."""
         name = checks.check_name(request.name)
-        checks.check_accesses(request.volume_capabilities)
+        is_block = self._check_accesses(request.volume_capabilities)
         wanted = checks.check_range(request)
         if request.mutable_parameters:
             raise refuse("INVALID_ARGUMENT", "mutable_parameters are not supported by the local driver")
         checks.check_ownership(request.parameters.items())
         origin = _origin_of(request)
         self._check_topology(request)
-        operation = partial(self._create, request, name, wanted, origin)
+        operation = partial(self._create, request, name, (wanted, origin, is_block))
         return csi.CreateVolumeResponse(volume=self._message(await self._keeper.run(f"name:{name}", operation)))
 
     async def delete_volume(self, request: csi.DeleteVolumeRequest) -> csi.DeleteVolumeResponse:
@@ -84,7 +88,7 @@ class Volumes:
         node_id = checks.require(request.node_id, "node_id")
         if not request.HasField("volume_capability"):
             raise refuse("INVALID_ARGUMENT", "volume_capability is required")
-        access = checks.check_access(request.volume_capability)
+        access = self._devices.read_access(request.volume_capability, self._keeper.volumes.find(volume_id))
         wanted = Publication(node_id=node_id, mode=access.mode, readonly=request.readonly)
         await self._keeper.run(f"volume:{volume_id}", partial(self._publish, volume_id, wanted))
         return csi.ControllerPublishVolumeResponse()
@@ -108,7 +112,8 @@ class Volumes:
         volume = self._get(volume_id)
         answer = csi.ValidateVolumeCapabilitiesResponse
         try:
-            checks.check_accesses(request.volume_capabilities)
+            for number, access in enumerate(checks.check_accesses(request.volume_capabilities)):
+                checks.check_kind(access, is_block=volume.is_block, field=f"volume_capabilities[{number}]")
         except Rejected as error:
             return answer(message=error.message)
         if request.mutable_parameters:
@@ -142,10 +147,10 @@ class Volumes:
         )
 
     async def get_capacity(self, request: csi.GetCapacityRequest) -> csi.GetCapacityResponse:
-        """What the directory's filesystem has free; 0 for another node or for block access."""
+        """What the directory's filesystem has free; 0 for another node, and for block access where it is refused."""
         block = any(one.WhichOneof("access_type") == "block" for one in request.volume_capabilities)
         segments = request.accessible_topology.segments
-        if block or segments.get(TOPOLOGY_KEY, self._node_id) != self._node_id:
+        if (block and not self._devices.is_supported) or segments.get(TOPOLOGY_KEY, self._node_id) != self._node_id:
             return csi.GetCapacityResponse(available_capacity=0)
         storage = self._keeper.storage
         free_bytes = await anyio.to_thread.run_sync(storage.measure)
@@ -156,48 +161,64 @@ class Volumes:
     async def controller_expand_volume(
         self, request: csi.ControllerExpandVolumeRequest
     ) -> csi.ControllerExpandVolumeResponse:
-        """Record a larger size; a volume that is large enough stays as it is. The node has nothing to do."""
+        """Record a larger size; a volume that is large enough stays as it is. The node lets a device grow."""
         volume_id = checks.require(request.volume_id, "volume_id")
         if not request.HasField("capacity_range"):
             raise refuse("INVALID_ARGUMENT", "capacity_range is required")
         wanted = checks.check_range(request)
         if request.HasField("volume_capability"):
-            checks.check_access(request.volume_capability)
+            self._devices.read_access(request.volume_capability, self._keeper.volumes.find(volume_id))
         size = await self._keeper.run(f"volume:{volume_id}", partial(self._expand, volume_id, wanted))
-        return csi.ControllerExpandVolumeResponse(capacity_bytes=size, node_expansion_required=False)
+        volume = self._keeper.volumes.find(volume_id)
+        return csi.ControllerExpandVolumeResponse(
+            capacity_bytes=size, node_expansion_required=volume is not None and volume.is_block
+        )
 
     async def _create(
-        self, request: csi.CreateVolumeRequest, name: str, wanted: Range, origin: Origin | None
+        self, request: csi.CreateVolumeRequest, name: str, asked: tuple[Range, Origin | None, bool]
     ) -> VolumeRecord:
         keeper, parameters = self._keeper, dict(request.parameters)
+        wanted, origin, is_block = asked
         existing = keeper.volumes.find_name(name)
         if existing is not None:
-            _check_compatible(existing, wanted=wanted, parameters=parameters, origin=origin)
+            _check_compatible(existing, asked, parameters)
             return existing
         source = None if origin is None else self._get_source(origin)
         source_bytes = 0
         if source is not None:
+            if source.is_block != is_block:
+                text = (
+                    "volume_content_source: a volume for block access and one for mounts cannot hold each other's data"
+                )
+                raise refuse("INVALID_ARGUMENT", text)
             source_bytes = source.capacity_bytes if isinstance(source, VolumeRecord) else source.size_bytes
+        choose = checks.choose_image_size if is_block else checks.choose_capacity
         volume = VolumeRecord(
             id=keeper.new_id(),
             name=name,
             serial=keeper.next_serial(),
-            capacity_bytes=checks.choose_capacity(wanted, source_bytes),
+            capacity_bytes=choose(wanted, source_bytes),
             created_at_ns=keeper.now_ns(),
             required_bytes=wanted.required_bytes,
             limit_bytes=wanted.limit_bytes,
             parameters=parameters,
             origin=origin,
+            is_block=is_block,
         )
         await self._check_fits(volume.capacity_bytes)
         if source is None:
             mode, uid, gid = checks.check_ownership(parameters.items())
-            await keeper.commit(Change(action="create", record=volume, mode=mode, uid=uid, gid=gid))
+            change = Change(
+                action="create", record=volume, mode=mode, uid=uid, gid=gid, size_bytes=volume.capacity_bytes
+            )
+            await keeper.commit(change)
         else:
             async with keeper.copying_from(source.id):
                 if origin is not None:
                     self._get_source(origin)  # it may have been deleted while this waited for its turn
-                await keeper.copy(keeper.storage.data_path(source), volume)
+                if is_block and isinstance(source, VolumeRecord):
+                    await anyio.to_thread.run_sync(self._devices.flush, source)
+                await keeper.copy(keeper.storage.data_path(source), volume, image_bytes=volume.capacity_bytes)
             await keeper.commit(Change(action="place", record=volume))
         return volume
 
@@ -210,6 +231,8 @@ class Volumes:
             nodes = ", ".join(one.node_id for one in volume.publications)
             raise refuse("FAILED_PRECONDITION", f"volume {volume_id} is published on node {nodes}: unpublish it first")
         keeper.check_not_copied(volume_id)
+        if volume.is_block:
+            await anyio.to_thread.run_sync(self._devices.release, volume)
         data = keeper.storage.data_path(volume)
         seen = await anyio.to_thread.run_sync(lambda: mounting.mounts_of(mounting.read_mounts(), data))
         if seen:
@@ -244,9 +267,20 @@ class Volumes:
             )
         if volume.capacity_bytes >= wanted.required_bytes:
             return volume.capacity_bytes
-        await self._check_fits(wanted.required_bytes)
-        await self._rewrite(volume, capacity_bytes=wanted.required_bytes)
-        return wanted.required_bytes
+        size = wanted.required_bytes
+        if volume.is_block:
+            size = checks.round_up_sectors(size, wanted)
+        await self._check_fits(size)
+        if volume.is_block:
+            await anyio.to_thread.run_sync(self._keeper.storage.grow_image, volume, size)
+        await self._rewrite(volume, capacity_bytes=size)
+        return size
+
+    def _check_accesses(self, capabilities: Sequence[csi.VolumeCapability]) -> bool:
+        """Whether a new volume with these capabilities is for block access."""
+        found = checks.check_accesses(capabilities)
+        self._devices.check_supported((f"volume_capabilities[{number}]", one) for number, one in enumerate(found))
+        return found[0].is_block
 
     async def _rewrite(self, volume: VolumeRecord, **fields: object) -> None:
         record = msgspec.structs.replace(volume, **fields)
@@ -318,9 +352,10 @@ def _origin_of(request: csi.CreateVolumeRequest) -> Origin | None:
 
 
 def _check_compatible(
-    volume: VolumeRecord, *, wanted: Range, parameters: dict[str, str], origin: Origin | None
+    volume: VolumeRecord, asked: tuple[Range, Origin | None, bool], parameters: dict[str, str]
 ) -> None:
     """Raise ALREADY_EXISTS unless the volume fits; the range may be the first one, or hold the size it has now."""
+    wanted, origin, is_block = asked
     differing = ""
     as_before = (wanted.required_bytes, wanted.limit_bytes) == (volume.required_bytes, volume.limit_bytes)
     if not as_before and not wanted.holds(volume.capacity_bytes):
@@ -329,6 +364,8 @@ def _check_compatible(
         differing = "parameters"
     elif volume.origin != origin:
         differing = "volume_content_source"
+    elif volume.is_block != is_block:
+        differing = "access type in volume_capabilities"
     if differing:
         raise refuse("ALREADY_EXISTS", f"volume {volume.name!r} exists with another {differing}")
 
