@@ -101,6 +101,8 @@ def _list_fields(section: str, kind: type[Section]) -> Iterator[Setting]:
 def _flag_of(kind: type[Section], section: str, key: str) -> str:
     if key.endswith("_dirs"):
         return f"--{key[:-1].replace('_', '-')}"
+    if kind.has_own_flags and key == "enabled":
+        return f"--{section}"
     return "--" + (f"{section}_{key}" if kind.has_own_flags else key).replace("_", "-")
 
 

@@ -148,6 +148,21 @@ class SecretsSettings(Section, frozen=True, kw_only=True):
     lost_keys: tuple[str, ...] = ()
 
 
+class AclSettings(Section, frozen=True, kw_only=True):
+    """``[acl]``: access control; ``moorage server`` and ``moorage dev`` read it.
+
+    enabled: nobody gets more than their token allows; `moorage acl bootstrap` makes the first one.
+
+    strict: writes of volumes and snapshots also need a policy that lets their plugin be read, as Nomad's own servers
+    demand; without it csi-write-volume suffices, as their documentation has it.
+    """
+
+    has_own_flags = True
+
+    enabled: bool = False
+    strict: bool = False
+
+
 class DriverTable(Section, frozen=True, kw_only=True):
     """``[[driver]]``: a driver that the agent runs and starts again; ``moorage agent`` and ``moorage dev`` read it.
 
@@ -207,6 +222,7 @@ class Settings(Section, frozen=True, kw_only=True):
     agent: AgentSettings = AgentSettings()
     fencing: FencingSettings = FencingSettings()
     secrets: SecretsSettings = SecretsSettings()
+    acl: AclSettings = AclSettings()
     driver: tuple[DriverTable, ...] = ()
     plugin: tuple[PluginTable, ...] = ()
 
@@ -216,11 +232,12 @@ SECTIONS: dict[str, type[Section]] = {
     "agent": AgentSettings,
     "fencing": FencingSettings,
     "secrets": SecretsSettings,
+    "acl": AclSettings,
 }
 TABLES: dict[str, type[Section]] = {"driver": DriverTable, "plugin": PluginTable}
 # Which sections are flags of which program. Where two sections have a key, a program has the flag of one of them.
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "server": ("server", "fencing", "secrets"),
+    "server": ("server", "fencing", "acl", "secrets"),
     "agent": ("agent",),
-    "dev": ("server", "fencing", "agent", "secrets"),
+    "dev": ("server", "fencing", "acl", "agent", "secrets"),
 }

@@ -102,7 +102,7 @@ async def read_self(service: Service, request: Request) -> Answer:
     server = identify(request)
     node_id = _find_own_node(service, server.name)
     config = {
-        "ACL": {"Enabled": False},
+        "ACL": {"Enabled": service.acl.is_enabled},
         "Client": {"Enabled": bool(node_id)},
         "Datacenter": DATACENTER,
         "Name": server.name,

@@ -14,6 +14,7 @@ from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
+from moorage.rules.authorize import MOUNT, READ_ALLOCATION, STOP_ALLOCATION, demand
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -23,9 +24,11 @@ async def list_allocations(service: Service, request: Request) -> Answer:
     options = parse_read(request)
     reads = service.reads
     await wait_for_change(service, options, (ALLOCATIONS,), lambda: reads.table_index(ALLOCATIONS))
+    is_seen = request.access.chooser(READ_ALLOCATION)
     rows = [
         answers.allocation_row(r.value, r.created, r.modified, service.reads.claims_of(r.value))
         for r in reads.list_allocations(options.namespace, options.prefix)
+        if is_seen(r.value.namespace)
     ]
     return json_answer(request, rows, Meta(index=reads.table_index(ALLOCATIONS)))
 
@@ -40,7 +43,7 @@ async def read_allocation(service: Service, request: Request, allocation_id: str
 
 def _whole(service: Service, request: Request, allocation_id: str) -> Answer | None:
     found = service.reads.find_allocation(allocation_id)
-    if found is None:
+    if found is None or not request.access.may(found.value.namespace, READ_ALLOCATION):
         return None
     claims = service.reads.claims_of(found.value)
     body = answers.allocation_whole(found.value, found.created, found.modified, claims)
@@ -53,7 +56,10 @@ async def start(service: Service, request: Request) -> Answer:
     if body.allocation is None:
         raise BadRequest('the body must hold an "Allocation" object')
     asked = _allocation(body.allocation, parse_namespace(request))
+    demand(request.access.may(asked.namespace, MOUNT))
     started = await service.allocations.start(asked)
+    # An ID that was taken gives what has it, which may be somebody else's.
+    demand(request.access.may(started.value.namespace, MOUNT))
     answer = _whole(service, request, started.value.id)
     assert answer is not None
     return answer
@@ -92,5 +98,8 @@ def _allocation(body: AllocationBody, namespace: str) -> Allocation:
 
 async def stop(service: Service, request: Request, allocation_id: str) -> Answer:
     """PUT or POST /v1/allocation/:id/stop."""
+    found = service.reads.find_allocation(allocation_id)
+    if found is not None:
+        demand(request.access.may(found.value.namespace, STOP_ALLOCATION))
     revision = await service.allocations.stop(allocation_id)
     return json_answer(request, {"EvalID": "", "Index": revision}, Meta(index=revision))

@@ -6,8 +6,6 @@ Source: golden around.jsonl; contract volumes-api §2.14, §2.15, clients §2, �
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import Struct, field
 
 from moorage.api.agents import identify
@@ -74,34 +72,6 @@ async def collect_garbage(service: Service, request: Request) -> Answer:
     """PUT /v1/system/gc: records that have ended go by themselves, so there is nothing to do."""
     check_region(request.query)
     return empty_answer()
-
-
-# -- access control, which is off ------------------------------------------------------------------------------------
-
-
-async def refuse_acl(service: Service, request: Request, name: str = "") -> Answer:
-    """Everything under /v1/acl/ but the caller's own token."""
-    raise BadRequest("ACL support disabled")
-
-
-async def read_own_token(service: Service, request: Request) -> Answer:
-    """GET /v1/acl/token/self: a token that stands for "no tokens needed"."""
-    body: dict[str, Any] = {
-        "AccessorID": "acls-disabled",
-        "CreateIndex": 0,
-        "CreateTime": "0001-01-01T00:00:00Z",
-        "ExpirationTTL": "",
-        "ExpirationTime": None,
-        "Global": False,
-        "Hash": None,
-        "ModifyIndex": 0,
-        "Name": "ACLs disabled token",
-        "Policies": None,
-        "Roles": None,
-        "SecretID": "",
-        "Type": "client",
-    }
-    return json_answer(request, body, Meta(index=0))
 
 
 # -- host volumes ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import anyio
 
 from moorage.api import answers, plugin_answers
+from moorage.api.admission import find_secret
 from moorage.api.http import JSON, Answer, Request, Write, encode
 from moorage.api.nodes import node_whole
 from moorage.api.params import check_region
@@ -24,8 +25,10 @@ from moorage.engine.event_making import AllocationRead, Event, Happening, NodeRe
 from moorage.engine.events import End
 from moorage.engine.reads import VolumeRead
 from moorage.engine.service import Service
-from moorage.errors import BadRequest
-from moorage.rules.events import EventFilter, parse_topics
+from moorage.errors import BadRequest, Forbidden
+from moorage.rules import events as rules
+from moorage.rules.authorize import READ, READ_ALLOCATION, Access, demand
+from moorage.rules.events import EventFilter, Label, parse_topics
 
 INDEX_DIGITS_MAX = 19
 HEARTBEAT = b"{}\n"
@@ -37,8 +40,50 @@ async def stream_events(service: Service, request: Request) -> Answer:
     index = _parse_index(request.query.get("index", ""))
     check_region(request.query)
     wanted = EventFilter(keys_by_topic=parse_topics(topics), namespace=request.query.get("namespace", "") or "default")
+    demand(_may_see_some(request.access, wanted))
     service.events.check_room()
-    return Answer(content_type=JSON, stream=partial(_stream, service, wanted, index))
+    watcher = _Watcher(service, request)
+    return Answer(content_type=JSON, stream=partial(_stream, watcher, wanted, index))
+
+
+class _Watcher:
+    """Who reads a stream: asked before each line, because tokens and policies change while it is open."""
+
+    def __init__(self, service: Service, request: Request) -> None:
+        self.service = service
+        self._secret = find_secret(request)
+        self._access = request.access
+
+    def choose(self, happening: Happening) -> Happening | None:
+        """What the reader may see of a happening now; None: nothing. Raises Forbidden when its token is no more."""
+        self.check()
+        if self._access.is_full:
+            return happening
+        seen = tuple(event for event in happening.events if _may_see(self._access, event.label))
+        return Happening(happening.revision, seen) if seen else None
+
+    def check(self) -> None:
+        """The reader may still read something. Raises Forbidden."""
+        self._access = self.service.accesses.renew(self._access, self._secret)
+
+
+def _may_see(access: Access, label: Label) -> bool:
+    match label.topic:
+        case rules.VOLUME:
+            return access.may(label.namespace, READ)
+        case rules.ALLOCATION:
+            return access.may(label.namespace, READ_ALLOCATION)
+        case rules.PLUGIN:
+            return access.may_read_plugins
+        case rules.NODE:
+            return access.may_read_nodes
+    return access.is_full
+
+
+def _may_see_some(access: Access, wanted: EventFilter) -> bool:
+    """Whether any of the topics that are asked for may ever show something."""
+    topics = rules.TOPICS if rules.ALL_TOPICS in wanted.keys_by_topic else tuple(wanted.keys_by_topic)
+    return any(_may_see(access, Label(topic=t, type="", key="", namespace=wanted.namespace)) for t in topics)
 
 
 def _find_all(request: Request, name: str) -> Iterator[str]:
@@ -57,22 +102,31 @@ def _parse_index(text: str) -> int:
     return int(text)
 
 
-async def _stream(service: Service, wanted: EventFilter, index: int, write: Write) -> None:
-    events = service.events
+async def _stream(watcher: _Watcher, wanted: EventFilter, index: int, write: Write) -> None:
+    events = watcher.service.events
     with events.open(wanted, index=index) as reader:
         if reader.ended is None:
             await write(HEARTBEAT)
+        last = index
         beat_at_s = anyio.current_time() + events.settings.heartbeat_s
         while True:
             found = await reader.next(timeout_s=max(0.0, beat_at_s - anyio.current_time()))
             if isinstance(found, End):
                 await write(encode({"Error": found.text, "Index": found.index}) + b"\n")
                 return
-            if found is not None:
-                await write(_line(service, found))
-            if anyio.current_time() >= beat_at_s:
-                await write(HEARTBEAT)
-                beat_at_s = anyio.current_time() + events.settings.heartbeat_s
+            try:
+                shown = watcher.choose(found) if found is not None else None
+                if shown is not None:
+                    last = shown.revision
+                    await write(_line(watcher.service, shown))
+                if anyio.current_time() < beat_at_s:
+                    continue
+                watcher.check()
+            except Forbidden as error:
+                await write(encode({"Error": error.message, "Index": last}) + b"\n")
+                return
+            await write(HEARTBEAT)
+            beat_at_s = anyio.current_time() + events.settings.heartbeat_s
 
 
 def _line(service: Service, happening: Happening) -> bytes:

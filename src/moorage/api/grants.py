@@ -74,6 +74,18 @@ OWN = Grant(
     lambda a, r, p: a.is_open or a.caller.kind != "anonymous" or not a.acl.is_empty,
     is_narrowed=True,
 )
+POLICY_READ = Grant(
+    "policy_read",
+    "the policy, or a management token; `anonymous` is for everybody",
+    lambda a, r, p: True,
+    is_narrowed=True,
+)
+TOKEN_READ = Grant(
+    "token_read",
+    "the token itself, or a management token",
+    lambda a, r, p: a.is_open or a.caller.kind != "anonymous",
+    is_narrowed=True,
+)
 # Who asks for their own token may have none: the answer says so, as recorded.
 SELF = Grant("self", "nothing, but no bad token", lambda a, r, p: True)
 
@@ -180,7 +192,7 @@ SNAPSHOT_LIST = Grant(
 SNAPSHOT_CREATE = Grant(
     "snapshot_create",
     "`csi-write-volume` in the namespace of the query or the body (strict: and plugin `read`)",
-    lambda a, r, p: a.may_write(ALL_NAMESPACES),
+    lambda a, r, p: a.may(ALL_NAMESPACES, authorize.WRITE) and (not a.is_strict or a.may_read_plugins),
     is_narrowed=True,
 )
 SNAPSHOT_DELETE = Grant(

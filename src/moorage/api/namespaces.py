@@ -15,6 +15,7 @@ from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.model.ids import NamespaceName
 from moorage.model.namespace import Namespace
+from moorage.rules.authorize import ANYTHING
 from moorage.rules.namespaces import SETTINGS, fingerprint
 
 
@@ -57,7 +58,9 @@ async def list_namespaces(service: Service, request: Request) -> Answer:
     """GET /v1/namespaces."""
     options = parse_read(request)
     await wait_for_change(service, options, (NAMESPACES,), lambda: _index(service))
-    rows = [_answer(r.value, r.created, r.modified) for r in service.reads.list_namespaces(options.prefix)]
+    found = service.reads.list_namespaces(options.prefix)
+    is_seen = request.access.chooser(ANYTHING)
+    rows = [_answer(r.value, r.created, r.modified) for r in found if is_seen(r.value.name)]
     return json_answer(request, rows, Meta(index=_index(service)))
 
 

@@ -19,6 +19,7 @@ from moorage.model.ids import NodeId
 from moorage.model.node import Node
 from moorage.model.plugin import Plugin
 from moorage.model.times import format_time
+from moorage.rules.authorize import READ_ALLOCATION
 from moorage.rules.filter import Filter, compile_filter
 from moorage.rules.filter_types import NODE_STUB
 from moorage.rules.search import check_node_prefix
@@ -185,9 +186,11 @@ async def list_node_allocations(service: Service, request: Request, node_id: str
     await wait_for_change(service, options, topics, lambda: reads.table_index(ALLOCATIONS))
     if reads.find_node(node_id) is None:
         return _no_node(node_id)
+    is_seen = request.access.chooser(READ_ALLOCATION)
     rows = [
         answers.allocation_whole(r.value, r.created, r.modified, reads.claims_of(r.value))
         for r in reads.list_allocations("*", "", node_id)
+        if is_seen(r.value.namespace)
     ]
     return json_answer(request, rows, Meta(index=reads.table_index(ALLOCATIONS)))
 

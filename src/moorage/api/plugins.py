@@ -15,7 +15,8 @@ async def list_plugins(service: Service, request: Request) -> Answer:
     kind = request.query.get("type")
     reads = service.reads
     if kind != "csi":
-        return json_answer(request, [], Meta(index=reads.table_index(PLUGINS)))
+        index = reads.table_index(PLUGINS) if request.access.may_list_plugins else 0
+        return json_answer(request, [], Meta(index=index))
     options = parse_read(request)
     await wait_for_change(service, options, (PLUGINS,), lambda: reads.table_index(PLUGINS))
     found = reads.list_plugins(options.prefix)

@@ -29,6 +29,9 @@ _OWN_MEMBERS = frozenset({"type", "title", "status", "detail", "code"})
 # Recorded servers answer 500 to nearly every refusal; these codes alone have a status of their own.
 PLAIN_STATUS: dict[str, int] = {
     "bad_request": 400,
+    "acl_bootstrap_done": 400,
+    "policy_invalid": 400,
+    "token_invalid": 400,
     "forbidden": 403,
     "node_missing": 404,
     "allocation_missing": 404,
@@ -52,6 +55,9 @@ _TEXTS: dict[str, tuple[str, int]] = {
     "alloc not found": ("allocation_missing", 404),
     "node not found": ("node_missing", 404),
     "node lookup failed: index error: UUID must be 36 characters": ("bad_request", 400),
+    "ACL policy not found": ("acl_policy_missing", 404),
+    "ACL token not found": ("acl_token_missing", 404),
+    "acl token lookup failed: index error: UUID must be 36 characters": ("bad_request", 400),
     "missing volume ID": ("bad_request", 400),
     "missing plugin ID": ("bad_request", 400),
     "resource not found": ("no_resource", 404),

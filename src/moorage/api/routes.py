@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from moorage.api import (
+    acl,
     agents,
     allocations,
     elsewhere,
@@ -163,22 +164,25 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/operator/raft/configuration", _get(elsewhere.read_raft, grants.OPERATOR_READ)),
     Route("/v1/operator/scheduler/configuration", _get(elsewhere.read_scheduler, grants.OPERATOR_READ)),
     Route("/v1/system/gc", _write(elsewhere.collect_garbage, grants.MANAGEMENT)),
-    Route("/v1/acl/bootstrap", _write(elsewhere.refuse_acl, grants.ANONYMOUS)),
-    Route("/v1/acl/policies", _get(elsewhere.refuse_acl, grants.OWN)),
+    Route("/v1/acl/bootstrap", _write(acl.bootstrap, grants.ANONYMOUS)),
+    Route("/v1/acl/policies", _get(acl.list_policies, grants.OWN), is_blocking=True),
+    Route("/v1/acl/policy/self", _get(acl.list_own_policies, grants.OWN)),
     Route(
         "/v1/acl/policy/:name",
-        _get(elsewhere.refuse_acl, grants.OWN)
-        | _delete(elsewhere.refuse_acl, grants.MANAGEMENT)
-        | _write(elsewhere.refuse_acl, grants.MANAGEMENT),
+        _get(acl.read_policy, grants.POLICY_READ)
+        | _delete(acl.delete_policy, grants.MANAGEMENT)
+        | _write(acl.write_policy, grants.MANAGEMENT),
+        is_blocking=True,
     ),
-    Route("/v1/acl/tokens", _get(elsewhere.refuse_acl, grants.MANAGEMENT)),
-    Route("/v1/acl/token", _write(elsewhere.refuse_acl, grants.MANAGEMENT)),
-    Route("/v1/acl/token/self", _get(elsewhere.read_own_token, grants.SELF)),
+    Route("/v1/acl/tokens", _get(acl.list_tokens, grants.MANAGEMENT), is_blocking=True),
+    Route("/v1/acl/token", _write(acl.write_token, grants.MANAGEMENT)),
+    Route("/v1/acl/token/self", _get(acl.read_own_token, grants.SELF)),
     Route(
         "/v1/acl/token/:id",
-        _get(elsewhere.refuse_acl, grants.ANY_TOKEN)
-        | _delete(elsewhere.refuse_acl, grants.MANAGEMENT)
-        | _write(elsewhere.refuse_acl, grants.MANAGEMENT),
+        _get(acl.read_token, grants.TOKEN_READ)
+        | _delete(acl.delete_token, grants.MANAGEMENT)
+        | _write(acl.write_token, grants.MANAGEMENT),
+        is_blocking=True,
     ),
 )
 

@@ -10,6 +10,8 @@ from moorage.api.params import ReadOptions, check_page_size, parse_read
 from moorage.api.volumes import wait_for_change
 from moorage.engine.reads import VOLUMES_TOPICS, VolumeRead
 from moorage.engine.service import Service
+from moorage.model.ids import ALL_NAMESPACES
+from moorage.rules.authorize import LIST
 from moorage.rules.filter import Filter, compile_filter
 
 
@@ -17,7 +19,8 @@ async def list_volumes(service: Service, request: Request) -> Answer:
     """GET /v1/volumes."""
     kind = request.query.get("type")
     if kind is None:
-        return json_answer(request, [], Meta(index=service.reads.volumes_index))
+        may_list = request.access.may(ALL_NAMESPACES, LIST)
+        return json_answer(request, [], Meta(index=service.reads.volumes_index if may_list else 0))
     if kind == "host":
         parse_read(request)
         return json_answer(request, [], Meta(index=1))
@@ -42,7 +45,10 @@ def _select(service: Service, request: Request, options: ReadOptions, chosen: Fi
     found = service.reads.list_volumes(
         options.namespace, options.prefix, start=_parse_token(options.next_token), is_reversed=options.is_reversed
     )
+    is_seen = request.access.chooser(LIST)
     for read in found:
+        if not is_seen(read.record.value.namespace):
+            continue
         if plugin_id and read.record.value.plugin_id != plugin_id:
             continue
         if node_id and not any(c.node_id.startswith(node_id) for c in read.claims):

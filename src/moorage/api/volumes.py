@@ -26,6 +26,8 @@ from moorage.engine.service import Service
 from moorage.errors import BadRequest, Rejected
 from moorage.model.ids import ALL_NAMESPACES, NamespaceName, PluginId, VolumeId
 from moorage.model.volume import Capability, MountOptions, Secrets, Topology, TopologyRequest, Volume
+from moorage.rules import authorize
+from moorage.rules.authorize import Access, demand
 
 JITTER_FRACTION = 16
 WARNINGS = "X-Moorage-Warnings"
@@ -55,10 +57,11 @@ async def read_volume(service: Service, request: Request, volume_id: str) -> Ans
         return reads.volumes_index
 
     topics: tuple[str, ...] = VOLUMES_TOPICS
+    is_seen = request.access.chooser(authorize.READ)
     if options.namespace != ALL_NAMESPACES and reads.find_volume(options.namespace, volume_id) is not None:
         topics = service.reads.topics_of_volume(options.namespace, volume_id)
     await wait_for_change(service, options, topics, index)
-    found = reads.find_volume(options.namespace, volume_id)
+    found = reads.find_volume(options.namespace, volume_id, is_seen=is_seen)
     meta = Meta(index=reads.volumes_index)
     if found is None:
         return text_answer(404, "volume not found", meta)
@@ -70,13 +73,13 @@ async def read_volume(service: Service, request: Request, volume_id: str) -> Ans
 
 async def register(service: Service, request: Request, volume_id: str = "") -> Answer:
     """PUT or POST /v1/volumes and PUT /v1/volume/csi/:id."""
-    written = await service.registrations.register(_parse_volumes(request))
+    written = await service.registrations.register(_parse_volumes(service, request))
     return _written(request, written)
 
 
 async def create(service: Service, request: Request, volume_id: str) -> Answer:
     """PUT /v1/volume/csi/:id/create."""
-    written = await service.registrations.create(_parse_volumes(request))
+    written = await service.registrations.create(_parse_volumes(service, request))
     return _written(request, written)
 
 
@@ -88,14 +91,33 @@ def _written(request: Request, written: Written) -> Answer:
     return json_answer(request, body, Meta(index=written.revision), **headers)
 
 
-def _parse_volumes(request: Request) -> list[Volume]:
+def _parse_volumes(service: Service, request: Request) -> list[Volume]:
     body = decode(VolumesBody, request.body)
     namespace = parse_namespace(request)
     check_region({"region": body.region} if "region" not in request.query else {})
     if "namespace" not in request.query and body.namespace:
         namespace = body.namespace
     # The path's ID is not looked at: the recorded server never compares it with the body's.
-    return [_volume(v, namespace) for v in body.volumes or []]
+    volumes = [_volume(v, namespace) for v in body.volumes or []]
+    for volume in volumes:
+        _demand_write(service, request.access, volume)
+    return volumes
+
+
+def _demand_write(service: Service, access: Access, volume: Volume) -> None:
+    """The caller may write the volume in its namespace, and take the disks that it names. Raises Forbidden.
+
+    A disk that is registered belongs to its namespaces: to register it once more takes the right to write in all of
+    them, to copy it the right to read in one. Else a token for one namespace would reach the data of another.
+    """
+    demand(access.may_write(volume.namespace))
+    known = service.reads.find_volume(volume.namespace, volume.id)
+    if volume.external_id and (known is None or known.record.value.external_id != volume.external_id):
+        held = service.reads.list_namespaces_of_disk(volume.plugin_id, volume.external_id)
+        demand(all(access.may_write(namespace) for namespace in held))
+    if volume.clone_id:
+        held = service.reads.list_namespaces_of_disk(volume.plugin_id, volume.clone_id)
+        demand(not held or any(access.may(namespace, authorize.READ | authorize.WRITE) for namespace in held))
 
 
 def _volume(body: VolumeBody, namespace: str) -> Volume:
@@ -186,9 +208,25 @@ async def list_external(service: Service, request: Request) -> Answer:
     page = await service.listings.list_external(
         plugin_id, entries_max=options.per_page, starting_token=options.next_token
     )
-    volumes = [answers.external_volume(v) for v in page.volumes]
+    is_seen = _disk_chooser(service, request, plugin_id)
+    volumes = [answers.external_volume(v) for v in page.volumes if is_seen(v.external_id)]
     body = answers.enveloped(0, is_leader_known=False, next_token=page.next_token, Volumes=volumes)
     return json_answer(request, body, NO_TABLE)
+
+
+def _disk_chooser(service: Service, request: Request, plugin_id: str) -> Callable[[str], bool]:
+    """Whether a driver's volume may be shown, by its external ID: not when it is registered, and only in namespaces
+    whose volumes the caller may not list."""
+    access = request.access
+    is_listed = access.chooser(authorize.LIST if access.is_strict else authorize.LIST_EXTERNAL)
+
+    def choose(external_id: str) -> bool:
+        if access.is_full:
+            return True
+        held = service.reads.list_namespaces_of_disk(plugin_id, external_id)
+        return not held or any(is_listed(namespace) for namespace in held)
+
+    return choose
 
 
 async def list_snapshots(service: Service, request: Request) -> Answer:
@@ -201,7 +239,8 @@ async def list_snapshots(service: Service, request: Request) -> Answer:
         starting_token=options.next_token,
         secrets=Secrets(parse_secrets(request)),
     )
-    snapshots = [answers.snapshot(s, plugin_id=plugin_id) for s in page.snapshots]
+    is_seen = _disk_chooser(service, request, plugin_id)
+    snapshots = [answers.snapshot(s, plugin_id=plugin_id) for s in page.snapshots if is_seen(s.external_source_id)]
     body = answers.enveloped(0, is_leader_known=False, next_token=page.next_token, Snapshots=snapshots)
     return json_answer(request, body, NO_TABLE)
 
@@ -212,6 +251,7 @@ async def create_snapshots(service: Service, request: Request, source_volume_id:
     namespace = parse_namespace(request)
     if "namespace" not in request.query and body.namespace:
         namespace = body.namespace
+    demand(request.access.may_write(namespace))
     asked = [_snapshot_request(s, source_volume_id) for s in body.snapshots or []]
     made = await service.listings.create_snapshots(namespace, asked)
     snapshots = [answers.snapshot_made(m) for m in made] or None

@@ -8,6 +8,7 @@ from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
 from moorage.api.params import parse_read
 from moorage.engine.service import Service
 from moorage.model.times import format_time
+from moorage.rules.authorize import READ, READ_ALLOCATION
 from moorage.rules.why import Explanation, Holder, LastCall, Queue
 
 Json = dict[str, Any]
@@ -16,14 +17,17 @@ Json = dict[str, Any]
 async def explain_volume(service: Service, request: Request, volume_id: str) -> Answer:
     """GET /v1/volume/csi/:id/why; a volume that is being created is found too."""
     options = parse_read(request)
-    found = service.why.explain_volume(options.namespace, volume_id)
+    found = service.why.explain_volume(options.namespace, volume_id, is_seen=request.access.chooser(READ))
     return _answer(service, request, found, "volume not found")
 
 
 async def explain_allocation(service: Service, request: Request, allocation_id: str) -> Answer:
     """GET /v1/allocation/:id/why."""
     parse_read(request)
-    return _answer(service, request, service.why.explain_allocation(allocation_id), "alloc not found")
+    record = service.reads.find_allocation(allocation_id)
+    is_seen = record is not None and request.access.may(record.value.namespace, READ_ALLOCATION)
+    found = service.why.explain_allocation(allocation_id) if is_seen else None
+    return _answer(service, request, found, "alloc not found")
 
 
 async def explain_plugin(service: Service, request: Request, plugin_id: str) -> Answer:

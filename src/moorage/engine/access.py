@@ -17,6 +17,7 @@ from moorage.model.acl import ANONYMOUS, Caller, Token
 from moorage.model.policy import PolicyRules
 from moorage.rules.authorize import OPEN, Access, Acl, refuse
 from moorage.rules.policies import parse_rules
+from moorage.rules.tokens import is_expired
 from moorage.state import keys
 from moorage.state.repo import Repo
 from moorage.state.view import Record
@@ -126,8 +127,3 @@ class Accesses:
             self._rules.clear()
         self._rules[name] = (record.modified, rules)
         return rules
-
-
-def is_expired(token: Token, *, now_ns: int) -> bool:
-    """Whether a token's time is up."""
-    return 0 < token.expires_at_ns <= now_ns

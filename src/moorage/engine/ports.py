@@ -67,6 +67,22 @@ class NoIdentities:
         return None
 
 
+class ResetIndex(Protocol):
+    """How an operator allows a second bootstrap: by naming the index of the first."""
+
+    async def read_index(self) -> int | None:
+        """The index that the operator has named, or None. Never raises."""
+        ...
+
+
+class NoReset:
+    """There is no second bootstrap."""
+
+    async def read_index(self) -> int | None:
+        """None."""
+        return None
+
+
 class AclSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Access control. ``strict``: writes also need to read the plugin, as recorded servers demand."""
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from moorage.model.claim import Allocation, Claim
-from moorage.model.ids import ALL_NAMESPACES, DEFAULT_NAMESPACE, NamespaceName, VolumeId
+from moorage.model.ids import ALL_NAMESPACES, DEFAULT_NAMESPACE, NamespaceName, PluginId, VolumeId
 from moorage.model.namespace import Namespace
 from moorage.model.node import Node
 from moorage.model.plugin import Plugin
@@ -23,6 +23,8 @@ from moorage.state.view import Record, View
 T = TypeVar("T")
 
 # Tables by name, for those that may not see the store: topics to wait on, and arguments of ``table_index``.
+ACL_POLICIES = keys.ACL_POLICIES
+ACL_TOKENS = keys.ACL_TOKENS
 ALLOCATIONS = keys.ALLOCATIONS
 NAMESPACES = keys.NAMESPACES
 NODES = keys.NODES
@@ -83,14 +85,18 @@ class Reads:
 
     # -- volumes -----------------------------------------------------------------------------------------------------
 
-    def find_volume(self, namespace: str, volume_id: str) -> VolumeRead | None:
+    def find_volume(
+        self, namespace: str, volume_id: str, *, is_seen: Callable[[str], bool] | None = None
+    ) -> VolumeRead | None:
         """The volume as clients may see it: one that is being created is not there yet.
 
-        Namespace ``*`` finds the one volume of that ID in any namespace, if there is exactly one.
+        Namespace ``*`` finds the one volume of that ID in any namespace, if there is exactly one; ``is_seen`` tells
+        which namespaces count then.
         """
         view = self._repo.view
         if namespace == ALL_NAMESPACES:
-            found = [r for r in view.volumes.ordered(None, volume_id) if r.value.id == volume_id and is_shown(r.value)]
+            named = (r for r in view.volumes.ordered(None, volume_id) if r.value.id == volume_id)
+            found = [r for r in named if is_shown(r.value) and (is_seen is None or is_seen(r.value.namespace))]
             return self.join(found[0], with_allocations=True) if len(found) == 1 else None
         record = view.volumes.get(namespace, volume_id)
         if record is None or not is_shown(record.value):
@@ -108,6 +114,11 @@ class Reads:
         for record in self._repo.view.volumes.ordered(chosen, prefix, start=start, is_reversed=is_reversed):
             if is_shown(record.value):
                 yield self.join(record)
+
+    def list_namespaces_of_disk(self, plugin_id: str, external_id: str) -> set[str]:
+        """The namespaces in which a disk is registered; none for one that nobody has registered."""
+        found = self._repo.view.volumes.of_disk(PluginId(plugin_id), external_id)
+        return {str(r.value.namespace) for r in found}
 
     def join(self, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
         """A volume's record with its claims and its plugin's health."""

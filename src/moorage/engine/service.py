@@ -6,6 +6,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from moorage.engine.access import Accesses
+from moorage.engine.acl import AccessControl
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
 from moorage.engine.events import Events, EventSettings
@@ -16,7 +17,16 @@ from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
 from moorage.engine.orphans import Orphans
-from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook, NodeIdentities, NoIdentities
+from moorage.engine.ports import (
+    Chance,
+    Clock,
+    EngineSettings,
+    FenceHook,
+    NodeIdentities,
+    NoIdentities,
+    NoReset,
+    ResetIndex,
+)
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Parts, Reconciler
 from moorage.engine.removals import Removals
@@ -41,6 +51,7 @@ class Service:
         parts: Parts | None = None,
         identities: NodeIdentities | None = None,
         sealing: Resealing | None = None,
+        reset: ResetIndex | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.clock = clock
@@ -50,6 +61,7 @@ class Service:
         self.reads = Reads(repo)
         self.identities = identities or NoIdentities()
         self.accesses = Accesses(repo, clock, chance, self.settings.acl, identities=self.identities)
+        self.acl = AccessControl(repo, clock, chance, accesses=self.accesses, reset=reset or NoReset())
         self.events = Events(repo, event_settings)
         self.reconciler = Reconciler(repo, clock, chance, self.settings, parts=parts)
         self.operations = Operations(repo, self.reconciler, clock=clock, chance=chance, settings=self.settings)
@@ -73,4 +85,6 @@ class Service:
             await self.events.fill()
             await group.start(self.reconciler.run)
             group.start_soon(self.leases.run)
+            if self.acl.is_enabled:
+                group.start_soon(self.acl.run)
             task_status.started()

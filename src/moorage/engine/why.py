@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from moorage.engine.leases import Leases
 from moorage.engine.planning import Planned
@@ -56,9 +56,12 @@ class Why:
 
     # -- the four kinds ----------------------------------------------------------------------------------------------
 
-    def explain_volume(self, namespace: str, volume_id: str) -> Explanation | None:
-        """The volume, also one that is being created; ``*``: the one of that ID in any namespace. None: no such."""
-        volume = self._find_volume(namespace, volume_id)
+    def explain_volume(
+        self, namespace: str, volume_id: str, *, is_seen: Callable[[str], bool] | None = None
+    ) -> Explanation | None:
+        """The volume, also one that is being created; ``*``: the one of that ID in any namespace (of those that are
+        seen). None: no such."""
+        volume = self._find_volume(namespace, volume_id, is_seen)
         if volume is None:
             return None
         return explain_volume(self._volume_case(volume), now_ns=self._clock.now_ns())
@@ -108,10 +111,11 @@ class Why:
 
     # -- gathering ---------------------------------------------------------------------------------------------------
 
-    def _find_volume(self, namespace: str, volume_id: str) -> Volume | None:
+    def _find_volume(self, namespace: str, volume_id: str, is_seen: Callable[[str], bool] | None) -> Volume | None:
         view = self._repo.view
         if namespace == ALL_NAMESPACES:
             found = [r.value for r in view.volumes.ordered(None, volume_id) if r.value.id == volume_id]
+            found = [v for v in found if is_seen is None or is_seen(v.namespace)]
             return found[0] if len(found) == 1 else None
         record = view.volumes.get(namespace, volume_id)
         return record.value if record else None

@@ -127,8 +127,22 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_open or self.acl.may(namespace, any_of)
 
     def may_write(self, namespace: str, any_of: Collection[str] = WRITE) -> bool:
-        """Whether a volume of the namespace may be written."""
+        """Whether a volume of the namespace may be written. Only who may do everything writes in ``*``."""
+        if namespace == ALL_NAMESPACES and not self.is_full:
+            return False
         return self.may(namespace, any_of) and (not self.is_strict or self.may_read_plugins)
+
+    def chooser(self, any_of: Collection[str]) -> Callable[[str], bool]:
+        """Whether a namespace is one in which a capability is held, for lists over many: each is decided once."""
+        decided: dict[str, bool] = {}
+
+        def choose(namespace: str) -> bool:
+            found = decided.get(namespace)
+            if found is None:
+                found = decided[namespace] = self.may(namespace, any_of)
+            return found
+
+        return choose
 
     @property
     def is_full(self) -> bool:
@@ -173,6 +187,27 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     def _has(level: str, wanted: str) -> bool:
         return level != DENY and _LEVELS[level] >= _LEVELS[wanted]
+
+
+def may_search(access: Access, context: str, namespace: str) -> bool:
+    """Whether a context of a search may be asked for in a namespace; ``*``: in some. Those of things that are not here
+    need what the recorded server asks for them."""
+    match context:
+        case "allocs":
+            return access.may(namespace, READ_ALLOCATION)
+        case "volumes":
+            return access.may(namespace, SEARCH_VOLUMES)
+        case "plugins":
+            return access.may_list_plugins
+        case "nodes" | "node_pools":
+            return access.may_read_nodes
+        case "namespaces":
+            return access.may(ALL_NAMESPACES, ANYTHING)
+        case "vars":
+            return access.may(namespace, ANYTHING)
+        case "host_volumes":
+            return access.may(namespace, LIST)
+    return access.may(namespace, LIST_JOBS)
 
 
 OPEN = Access(is_open=True)

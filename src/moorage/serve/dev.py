@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
             bind, engine = settings.server.bind, choose_engine(settings)
             running = open_server(bind, data_dir / "server", engine, hook=hook, settings=settings)
             async with running as server, anyio.create_task_group() as inner:
-                await start_node(inner, node, CallTransport(make_handle(server.app)))
+                await start_node(
+                    inner, node, CallTransport(make_handle(server.app, server.service.accesses.embedded_secret))
+                )
                 await _wait_healthy(server, PluginId(plugin_id))
                 print(f"ready {server.url}", flush=True)
                 await anyio.sleep_forever()

@@ -142,12 +142,21 @@ async def _wait_serving(socket: Path) -> None:
 Handle = Callable[[str, str, Mapping[str, str], bytes | None], Awaitable[ClientAnswer]]
 
 
-def make_handle(app: App) -> Handle:
-    """The app as a function of method, path, query and body: the embedded agent asks it without a socket."""
+def make_handle(app: App, secret: str = "") -> Handle:
+    """The app as a function of method, path, query and body: the embedded agent asks it without a socket.
+
+    ``secret``: by which the app knows the agent.
+    """
+    headers = {"x-nomad-token": secret} if secret else {}
 
     async def handle(method: str, path: str, query: Mapping[str, str], body: bytes | None) -> ClientAnswer:
         request = Request(
-            method=method, path=path, parts=tuple(unquote(path).split("/")[1:]), query=query, body=body or b""
+            method=method,
+            path=path,
+            parts=tuple(unquote(path).split("/")[1:]),
+            query=query,
+            headers=headers,
+            body=body or b"",
         )
         answer = await app.answer(request)
         return ClientAnswer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.body)

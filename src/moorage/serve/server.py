@@ -18,7 +18,7 @@ import msgspec
 from moorage import config
 from moorage.api.app import App
 from moorage.config import Settings
-from moorage.engine.ports import EngineSettings, FenceHook
+from moorage.engine.ports import AclSettings, EngineSettings, FenceHook
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
@@ -33,6 +33,8 @@ from moorage.state.repo import Repo
 from moorage.state.resealing import Resealing
 from moorage.state.sealing import Sealer
 from moorage.state.sqlite import SqliteStore
+
+RESET_NAME = "acl-bootstrap-reset"
 
 
 class RealClock:
@@ -57,6 +59,21 @@ class RealChance:
     def jitter(self) -> float:
         """A number in [0, 1)."""
         return random.random()
+
+
+class ResetFile:
+    """A file in the data directory by which whoever owns the host allows a second bootstrap."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def read_index(self) -> int | None:
+        """The number in the file, or None where there is no such file or no number in it."""
+        try:
+            text = await anyio.Path(self._path).read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        return int(text[:32]) if text.strip().isdigit() else None
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +107,8 @@ async def open_server(
             records = Records(Sealer(await keys.open(store), keys.describe()))
             feed = Feed(store, records)
             sealing = Resealing(store, records, keys)
-            service = Service(Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing)
+            reset = ResetFile(data_dir / RESET_NAME)
+            service = Service(Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing, reset=reset)
             app = App(service)
             async with anyio.create_task_group() as group:
                 await group.start(service.run)
@@ -123,7 +141,8 @@ def choose_engine(settings: Settings) -> EngineSettings:
         hook_runs_max=given.hook_runs_max,
         is_freeing_on_reboot=given.reboot == "free",
     )
-    return EngineSettings(fencing=fencing)
+    acl = AclSettings(enabled=settings.acl.enabled, strict=settings.acl.strict)
+    return EngineSettings(fencing=fencing, acl=acl)
 
 
 def choose_hook(settings: Settings) -> FenceHook | None:
