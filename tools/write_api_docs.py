@@ -86,6 +86,8 @@ def _operation(document: dict[str, Any], path: str, methods: list[str], operatio
         yield "*Internal: for moorage's own agents.*"
     if "x-moorage-extension" in operation:
         yield f"*Extension: {operation['x-moorage-extension']}*"
+    yield ""
+    yield f"Needs: {operation['x-moorage-grant']}."
     parameters = [_resolve(document, p) for p in operation["parameters"]]
     if parameters:
         yield from ("", "| Parameter | In | Meaning |", "|---|---|---|")

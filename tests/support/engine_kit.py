@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from moorage.api.app import App
-from moorage.engine.ports import EngineSettings, FenceHook
+from moorage.engine.ports import AclSettings, Clock, EngineSettings, FenceHook, ResetIndex
 from moorage.engine.service import Service
 from moorage.model.assignment import MountedReport, Report, StepReport, UnmountedReport
 from moorage.model.claim import Attached, Mounted
@@ -40,10 +40,18 @@ class RunningClock:
 class Kit:
     """What a test needs: the service, the app over it, the driver, the repo."""
 
-    def __init__(self, store: Store, settings: EngineSettings, hook: FenceHook | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: EngineSettings,
+        hook: FenceHook | None = None,
+        *,
+        clock: Clock | None = None,
+        reset: ResetIndex | None = None,
+    ) -> None:
         self.store = store
         self.repo = Repo(store, Feed(store))
-        self.service = Service(self.repo, RunningClock(), SeededChance(), settings, hook=hook)
+        self.service = Service(self.repo, clock or RunningClock(), SeededChance(), settings, hook=hook, reset=reset)
         self.app = App(self.service)
         self.driver = ScriptedDriver()
         self.is_mounting = True
@@ -89,10 +97,13 @@ async def running_kit(
     request_s: float = 5.0,
     fencing: FencingSettings | None = None,
     hook: FenceHook | None = None,
+    acl: AclSettings | None = None,
+    clock: Clock | None = None,
+    reset: ResetIndex | None = None,
 ) -> AsyncIterator[Kit]:
     """A kit whose engine and agent run until the block ends."""
-    settings = EngineSettings(request_s=request_s, fencing=fencing or FencingSettings())
-    kit = Kit(store or MemoryStore(), settings, hook)
+    settings = EngineSettings(request_s=request_s, fencing=fencing or FencingSettings(), acl=acl or AclSettings())
+    kit = Kit(store or MemoryStore(), settings, hook, clock=clock, reset=reset)
     async with anyio.create_task_group() as group:
         await group.start(kit.service.run)
         await kit.register()

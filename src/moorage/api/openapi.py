@@ -71,11 +71,12 @@ async def read_openapi(service: Service, request: Request) -> Answer:
 def find_operations() -> Operations:
     """What each row does. A row of the table without an entry fails a test, and so does an entry without a row."""
     # Described late: their modules know the handlers' bodies, and the table has the handler above.
+    from moorage.api.openapi_acl import ACL
     from moorage.api.openapi_around import AROUND
     from moorage.api.openapi_storage import STORAGE
     from moorage.api.openapi_why import EXPLAINED
 
-    return {**STORAGE, **EXPLAINED, **AROUND}
+    return {**STORAGE, **EXPLAINED, **AROUND, **ACL}
 
 
 def find_operation(pattern: str, method: str) -> Operation | None:
@@ -97,11 +98,13 @@ def describe() -> Json:
     paths: Json = {}
     for route in ROUTES:
         path = re.sub(r":(\w+)", r"{\1}", route.pattern)
-        for method in route.handlers:
+        for method, served in route.handlers.items():
             found = find_operation(route.pattern, method)
             if found is not None:
                 is_blocking = route.is_blocking and method == "GET"
-                paths.setdefault(path, {})[method.lower()] = _operation(path, method, found, is_blocking=is_blocking)
+                described = _operation(path, method, found, is_blocking=is_blocking)
+                described["x-moorage-grant"] = served.grant.meaning
+                paths.setdefault(path, {})[method.lower()] = described
     return {
         "openapi": "3.1.0",
         "info": {"title": "moorage", "version": __version__, "description": ABOUT, "license": {"name": "Apache-2.0"}},
@@ -213,6 +216,7 @@ def _refusal(status: int, meaning: str, *, is_plain: bool) -> Json:
 
 
 def _schemas() -> dict[str, Schema]:
+    from moorage.api.openapi_acl import ACL_SCHEMAS
     from moorage.api.openapi_why import WHY_SCHEMAS
     from moorage.api.routes import ROUTES
 
@@ -226,4 +230,10 @@ def _schemas() -> dict[str, Schema]:
         for name, member in schema.get("properties", {}).items():
             if name in MEANINGS:
                 member.setdefault("description", MEANINGS[name])
-    return {**SCHEMAS, **WHY_SCHEMAS, **of_bodies, **{f"Agent.{name}": schema for name, schema in of_records.items()}}
+    return {
+        **SCHEMAS,
+        **WHY_SCHEMAS,
+        **ACL_SCHEMAS,
+        **of_bodies,
+        **{f"Agent.{name}": schema for name, schema in of_records.items()},
+    }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from moorage.api.elsewhere import HostVolumesBody
 from moorage.api.namespaces import NamespaceBody
-from moorage.api.openapi_parts import INDEX, META, Operation, Operations
+from moorage.api.openapi_parts import INDEX, Operation, Operations
 from moorage.api.openapi_storage import NAMED_READ, OWN, READ
 from moorage.api.schema_parts import ANYTHING, TEXT, Schema, list_of, map_of, ref
 from moorage.api.search import SearchBody
 
 _NOTHING: Schema = {"type": "array", "items": ANYTHING, "maxItems": 0}
 _LOOSE: Schema = map_of(ANYTHING)
-_ACL_OFF = "Access control is off: every one of these pages says so with 400."
 _WRITE_NAMESPACE = Operation(
     group="Namespaces",
     summary="write a namespace",
@@ -161,23 +160,4 @@ _ELSEWHERE: Operations = {
     },
 }
 
-_ACL_PAGE = _refused("refused: access control is off", notes=_ACL_OFF, group="Access control")
-_ACL: Operations = {
-    "/v1/acl/bootstrap": {"PUT": _ACL_PAGE},
-    "/v1/acl/policies": {"GET": _ACL_PAGE},
-    "/v1/acl/policy/:name": dict.fromkeys(("GET", "PUT", "DELETE"), _ACL_PAGE),
-    "/v1/acl/tokens": {"GET": _ACL_PAGE},
-    "/v1/acl/token": {"PUT": _ACL_PAGE},
-    "/v1/acl/token/:id": dict.fromkeys(("GET", "PUT", "DELETE"), _ACL_PAGE),
-    "/v1/acl/token/self": {
-        "GET": Operation(
-            group="Access control",
-            summary="a token that stands for: no tokens needed",
-            parameters=("pretty",),
-            answer=_LOOSE,
-            headers=META,
-        )
-    },
-}
-
-AROUND: Operations = {**_NAMESPACES, **_SEARCH, **_EVENTS, **_STATUS, **_ELSEWHERE, **_ACL}
+AROUND: Operations = {**_NAMESPACES, **_SEARCH, **_EVENTS, **_STATUS, **_ELSEWHERE}

@@ -19,15 +19,15 @@ from moorage.api.bodies import (
 from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, text_answer
 from moorage.api.params import ReadOptions, check_region, parse_bool, parse_namespace, parse_read, parse_secrets
 from moorage.api.timing import waiting
-from moorage.engine.checks import Written
+from moorage.engine.checks import Written, no_namespace
 from moorage.engine.listings import SnapshotRequest
 from moorage.engine.reads import VOLUMES_TOPICS
 from moorage.engine.service import Service
-from moorage.errors import BadRequest, Rejected
+from moorage.errors import BadRequest, MoorageError, Rejected
 from moorage.model.ids import ALL_NAMESPACES, NamespaceName, PluginId, VolumeId
 from moorage.model.volume import Capability, MountOptions, Secrets, Topology, TopologyRequest, Volume
 from moorage.rules import authorize
-from moorage.rules.authorize import Access, demand
+from moorage.rules.authorize import Access, demand, refuse
 
 JITTER_FRACTION = 16
 WARNINGS = "X-Moorage-Warnings"
@@ -110,7 +110,8 @@ def _demand_write(service: Service, access: Access, volume: Volume) -> None:
     A disk that is registered belongs to its namespaces: to register it once more takes the right to write in all of
     them, to copy it the right to read in one. Else a token for one namespace would reach the data of another.
     """
-    demand(access.may_write(volume.namespace))
+    if not access.may_write(volume.namespace):
+        raise _refuse_namespace(access, volume)
     known = service.reads.find_volume(volume.namespace, volume.id)
     if volume.external_id and (known is None or known.record.value.external_id != volume.external_id):
         held = service.reads.list_namespaces_of_disk(volume.plugin_id, volume.external_id)
@@ -118,6 +119,15 @@ def _demand_write(service: Service, access: Access, volume: Volume) -> None:
     if volume.clone_id:
         held = service.reads.list_namespaces_of_disk(volume.plugin_id, volume.clone_id)
         demand(not held or any(access.may(namespace, authorize.READ | authorize.WRITE) for namespace in held))
+
+
+def _refuse_namespace(access: Access, volume: Volume) -> MoorageError:
+    """Why the caller may not write there. To who writes elsewhere, a namespace in which it holds nothing is not there,
+    whether it exists or not: a writer learns no names of others by trying. Strict: 403, as recorded."""
+    is_seen = access.may(volume.namespace, authorize.ANYTHING)
+    if access.is_strict or is_seen or not access.may(ALL_NAMESPACES, authorize.WRITE):
+        return refuse()
+    return no_namespace(volume)
 
 
 def _volume(body: VolumeBody, namespace: str) -> Volume:

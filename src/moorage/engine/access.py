@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 
 import structlog
 
-from moorage.engine.ports import AclSettings, Chance, Clock, NodeIdentities
+from moorage.engine.ports import AclSettings, Clock, NodeIdentities
 from moorage.errors import BadRequest
 from moorage.model.acl import ANONYMOUS, Caller, Token
 from moorage.model.policy import PolicyRules
@@ -35,15 +36,13 @@ def hash_secret(secret: str) -> str:
 class Accesses:
     """Resolves secrets. ``settings``: whether access control is on, and strict."""
 
-    def __init__(
-        self, repo: Repo, clock: Clock, chance: Chance, settings: AclSettings, *, identities: NodeIdentities
-    ) -> None:
+    def __init__(self, repo: Repo, clock: Clock, settings: AclSettings, *, identities: NodeIdentities) -> None:
         self.settings = settings
         self._repo = repo
         self._clock = clock
         self._identities = identities
         # For an agent in this process; made anew with each start, in no record and in no answer.
-        self._embedded_secret = chance.new_id() + chance.new_id()
+        self._embedded_secret = secrets.token_hex(32)
         self._kept: dict[str, tuple[tuple[int, int], Access]] = {}
         self._rules: dict[str, tuple[int, PolicyRules | None]] = {}
 

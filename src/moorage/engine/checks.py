@@ -60,8 +60,7 @@ class Checks:
     def _get_namespace(self, volume: Volume) -> Record[Namespace]:
         found = self._repo.view.namespaces.find(keys.namespace_key(volume.namespace))
         if found is None:
-            text = f"volume {volume.id} is in nonexistent namespace {volume.namespace}"
-            raise NotFound(text, code="namespace_missing", volume=volume.id, namespace=volume.namespace)
+            raise no_namespace(volume)
         return found
 
     def expect_namespace(self, write: Write, volume: Volume) -> None:
@@ -215,6 +214,12 @@ class Checks:
             zero = type(self._repo.view.revision)(0)
             reads.append(self._reads.join(found or Record(volume, zero, zero), with_allocations=True))
         return Written(volumes=tuple(reads), revision=revision, warnings=warnings)
+
+
+def no_namespace(volume: Volume) -> NotFound:
+    """The refusal of a volume whose namespace is not there; the text is the recorded one."""
+    text = f"volume {volume.id} is in nonexistent namespace {volume.namespace}"
+    return NotFound(text, code="namespace_missing", volume=volume.id, namespace=volume.namespace)
 
 
 def is_given_up(volume: Volume) -> bool:

@@ -60,7 +60,7 @@ class Service:
         self.sealing = sealing
         self.reads = Reads(repo)
         self.identities = identities or NoIdentities()
-        self.accesses = Accesses(repo, clock, chance, self.settings.acl, identities=self.identities)
+        self.accesses = Accesses(repo, clock, self.settings.acl, identities=self.identities)
         self.acl = AccessControl(repo, clock, chance, accesses=self.accesses, reset=reset or NoReset())
         self.events = Events(repo, event_settings)
         self.reconciler = Reconciler(repo, clock, chance, self.settings, parts=parts)

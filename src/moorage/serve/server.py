@@ -108,7 +108,9 @@ async def open_server(
             feed = Feed(store, records)
             sealing = Resealing(store, records, keys)
             reset = ResetFile(data_dir / RESET_NAME)
-            service = Service(Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing, reset=reset)
+            service = Service(
+                Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing, reset=reset
+            )
             app = App(service)
             async with anyio.create_task_group() as group:
                 await group.start(service.run)
