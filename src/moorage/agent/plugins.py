@@ -16,6 +16,7 @@ import structlog
 
 from moorage.agent.fingerprint import Fingerprints
 from moorage.agent.ports import AgentSettings, Connect, Driver, DriverSpec
+from moorage.agent.secret_reading import ReadingDriver, SecretReader
 from moorage.agent.sockets import find_sockets
 from moorage.model.ids import PluginId
 
@@ -33,6 +34,7 @@ class Plugins:
         self._connect = connect
         self._named = frozenset(specs)
         self._settings = settings
+        self._reader = SecretReader(settings)
         self._missing: dict[PluginId, float] = {}
 
     async def open(self) -> None:
@@ -70,7 +72,7 @@ class Plugins:
                     log.info("plugin.gone", plugin=plugin_id)
 
     async def _open(self, plugin_id: PluginId, spec: DriverSpec) -> Driver:
-        driver = self._connect(plugin_id, spec)
+        driver = ReadingDriver(self._connect(plugin_id, spec), self._reader)
         await driver.open()
         self.specs[plugin_id] = spec
         self.drivers[plugin_id] = driver

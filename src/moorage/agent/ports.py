@@ -108,6 +108,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     plugin_gone_s: for how long a socket file may be missing until its plugin is forgotten.
     is_self_fencing: stop the writers and unmount everything when the lease cannot be renewed; fence_look_s: how often
     the lease is looked at for it.
+    secret_dirs, secret_env, secret_credentials: what secrets may refer to on this host; secret_read_s: how long reading
+    them may take.
     """
 
     probe_young_s: float = 1.0
@@ -133,6 +135,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     plugin_gone_s: float = 30.0
     is_self_fencing: bool = False
     fence_look_s: float = 0.2
+    secret_dirs: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+    secret_credentials: tuple[str, ...] = ()
+    secret_read_s: float = 5.0
 
 
 Clock = Callable[[], int]

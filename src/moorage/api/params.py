@@ -13,6 +13,8 @@ import msgspec
 
 from moorage.api.http import Request
 from moorage.errors import BadRequest, Rejected
+from moorage.model.secret_refs import check_references
+from moorage.model.volume import Secrets
 
 REGION = "global"
 WAIT_MAX_S = 300.0
@@ -120,6 +122,12 @@ def parse_secrets(request: Request) -> dict[str, str]:
         if equals and name:
             found[name] = value
     return found
+
+
+def read_secrets(values: Mapping[str, str]) -> Secrets:
+    """Secrets as they were given. Raises BadRequest for one that begins like a reference and is none."""
+    check_references(values)
+    return Secrets(dict(values))
 
 
 def find_query(raw: bytes) -> dict[str, str]:

@@ -17,7 +17,15 @@ from moorage.api.bodies import (
     decode,
 )
 from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, text_answer
-from moorage.api.params import ReadOptions, check_region, parse_bool, parse_namespace, parse_read, parse_secrets
+from moorage.api.params import (
+    ReadOptions,
+    check_region,
+    parse_bool,
+    parse_namespace,
+    parse_read,
+    parse_secrets,
+    read_secrets,
+)
 from moorage.api.timing import waiting
 from moorage.engine.checks import Written, no_namespace
 from moorage.engine.listings import SnapshotRequest
@@ -25,7 +33,7 @@ from moorage.engine.reads import VOLUMES_TOPICS
 from moorage.engine.service import Service
 from moorage.errors import BadRequest, MoorageError, Rejected
 from moorage.model.ids import ALL_NAMESPACES, NamespaceName, PluginId, VolumeId
-from moorage.model.volume import Capability, MountOptions, Secrets, Topology, TopologyRequest, Volume
+from moorage.model.volume import Capability, MountOptions, Topology, TopologyRequest, Volume
 from moorage.rules import authorize
 from moorage.rules.authorize import Access, demand, refuse
 
@@ -146,7 +154,7 @@ def _volume(body: VolumeBody, namespace: str) -> Volume:
         mount_options=mount_options(body.mount_options),
         requested_topologies=_topology_request(body.requested_topologies),
         topologies=tuple(_topology(t) for t in topologies),
-        secrets=Secrets(body.secrets or {}),
+        secrets=read_secrets(body.secrets or {}),
         parameters=body.parameters or {},
         context=body.context or {},
         shown_access_mode=body.access_mode,
@@ -194,7 +202,7 @@ async def deregister(service: Service, request: Request, volume_id: str) -> Answ
 
 async def delete(service: Service, request: Request, volume_id: str) -> Answer:
     """DELETE /v1/volume/csi/:id/delete."""
-    secrets = Secrets(parse_secrets(request))
+    secrets = read_secrets(parse_secrets(request))
     revision = await service.removals.delete(parse_namespace(request), volume_id, secrets=secrets)
     return empty_answer(Meta(index=revision))
 
@@ -247,7 +255,7 @@ async def list_snapshots(service: Service, request: Request) -> Answer:
         plugin_id,
         entries_max=options.per_page,
         starting_token=options.next_token,
-        secrets=Secrets(parse_secrets(request)),
+        secrets=read_secrets(parse_secrets(request)),
     )
     is_seen = _disk_chooser(service, request, plugin_id)
     snapshots = [answers.snapshot(s, plugin_id=plugin_id) for s in page.snapshots if is_seen(s.external_source_id)]
@@ -276,7 +284,7 @@ def _snapshot_request(body: SnapshotBody | None, source_volume_id: str) -> Snaps
         source_volume_id=source or source_volume_id,
         plugin_id=body.plugin_id,
         name=body.name,
-        secrets=Secrets(body.secrets or {}),
+        secrets=read_secrets(body.secrets or {}),
         parameters=body.parameters or {},
     )
 
@@ -287,6 +295,6 @@ async def delete_snapshot(service: Service, request: Request) -> Answer:
     await service.listings.delete_snapshot(
         request.query.get("plugin_id", ""),
         request.query.get("snapshot_id", ""),
-        secrets=Secrets(parse_secrets(request)),
+        secrets=read_secrets(parse_secrets(request)),
     )
     return empty_answer(NO_TABLE)

@@ -8,6 +8,7 @@ Source: CSI spec 1.12; contract csi-wire §12 (Probe), §8 (errors).
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -257,10 +258,12 @@ class _Budget:
 
 
 def scrub(text: str, step: steps.Step) -> str:
-    """``text`` without the secrets of ``step``, as they are or escaped for JSON or an address."""
+    """``text`` without the secrets of ``step``, as they are, escaped for JSON or an address, or in base64."""
     forms: set[str] = set()
     for value in _list_sensitive(step):
+        data = value.encode("utf-8", "surrogatepass")
         forms |= {value, percent_encode(value, safe="", errors="replace"), json.dumps(value)[1:-1]}
+        forms |= {base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode(), value.strip() or value}
     if not forms:
         return text
     longest_first = sorted(forms, key=len, reverse=True)

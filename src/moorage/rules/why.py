@@ -15,6 +15,7 @@ import msgspec
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
 from moorage.model.plugin import Plugin
+from moorage.model.secret_refs import is_reference
 from moorage.model.times import format_time
 from moorage.model.volume import Fault, Progress, Secrets
 from moorage.rules.plugins import find_controller_info, measure_health
@@ -165,9 +166,10 @@ def describe_fault(fault: Fault, attempts: int, secrets: Iterable[Secrets]) -> s
 
 
 def scrub(text: str, secrets: Iterable[Secrets]) -> str:
-    """The text without the values of these secrets. Values of less than four characters are left: they hide nothing."""
+    """The text without the values of these secrets. Values of less than four characters are left: they hide nothing;
+    and references, which say where a secret is."""
     for value in sorted((v for s in secrets for v in s.values.values()), key=len, reverse=True):
-        if len(value) >= _SECRET_CHARACTERS_MIN:
+        if len(value) >= _SECRET_CHARACTERS_MIN and not is_reference(value):
             text = text.replace(value, "[REDACTED]")
     return text
 

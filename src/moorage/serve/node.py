@@ -70,6 +70,10 @@ def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], emb
         plugin_dirs=tuple(os.path.abspath(path) for path in given.plugin_dirs),
         plugin_gone_s=given.plugin_gone_s,
         is_self_fencing=given.self_fence,
+        secret_dirs=tuple(os.path.abspath(path) for path in given.secret_dirs),
+        secret_env=given.secret_env,
+        secret_credentials=given.secret_credentials,
+        secret_read_s=given.secret_read_s,
     )
     return NodeSettings(
         data_dir=make_private(data_dir), embedded=embedded, drivers=settings.driver, plugins=plugins, agent=chosen
