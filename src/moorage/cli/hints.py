@@ -14,6 +14,14 @@ _BY_TEXT = (
     ("max claims reached", "`moorage volume status ID` shows who holds it; `moorage umount ID` ends that use"),
     ("cannot be updated", "what a volume is made of cannot change: create another one, e.g. with -clone or -snapshot"),
     ("nonexistent namespace", "-namespace names one that exists"),
+    ("ACL support disabled", "a server that is started with --acl has access control"),
+    (
+        "ACL bootstrap already done",
+        "is the token lost? write the reset index into the file acl-bootstrap-reset in the server's data directory, "
+        "then bootstrap again",
+    ),
+    ("ACL policy not found", "`moorage acl policy list` lists the policies"),
+    ("ACL token not found", "`moorage acl token list` lists the tokens"),
     ("volume not found", "`moorage volume status` lists the volumes of a namespace"),
     ("no such volume", "`moorage volume status` lists the volumes of a namespace"),
 )
@@ -30,7 +38,7 @@ def find_hint(error: MoorageError, address: str) -> str:
         if part in error.message:
             return hint
     if isinstance(error, Forbidden):
-        return "a token is given with MOORAGE_TOKEN or -token"
+        return "a token is given with MOORAGE_TOKEN or -token; `moorage acl token self` shows what it is"
     if isinstance(error, DeadlineExceeded):
         return "the server goes on with the work; the same command again is safe"
     if error.code == "volume_not_found":

@@ -171,6 +171,10 @@ def _describe(command: Command, args: argparse.Namespace) -> str:
     doing = {
         "status": "reading",
         "list": "listing",
+        "info": "reading",
+        "self": "reading",
+        "apply": "writing",
+        "bootstrap": "bootstrapping",
         "create": "creating",
         "delete": "deleting",
         "mount": "mounting",
@@ -181,6 +185,8 @@ def _describe(command: Command, args: argparse.Namespace) -> str:
     what = {"alloc": "allocation", "mount": "volume", "umount": "of"}.get(command.words[0], command.words[-2:][0])
     if command.words[0] == "umount":
         what = ""
+    if verb == "bootstrap":
+        what = "access control"
     if verb == "orphans":
         what = "orphans"
     subject: Any = next((getattr(args, name) for name in ("subject", "volume", "plugin") if hasattr(args, name)), None)
