@@ -140,6 +140,8 @@ def _dest_of(setting: Setting) -> str:
 
 
 def _metavar(setting: Setting) -> str:
+    if setting.key.endswith("_file"):
+        return "FILE"
     if setting.unit == "seconds":
         return "SECONDS"
     known = {

@@ -15,6 +15,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 Role = Literal["detected", "controller", "node", "monolith"]
 Takeover = Literal["evidence", "timeout"]
 Reboot = Literal["resume", "free"]
+Join = Literal["auto", "open", "token"]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,11 +31,16 @@ class ServerSettings(Section, frozen=True, kw_only=True):
 
     data_dir: the directory of the records, which belongs to this user alone; empty: below $XDG_STATE_HOME.
 
+    join: what a new node needs: token, a join token or a client certificate that names it; open, nothing; auto, nothing
+    as long as the API is served on loopback or a unix socket only. With access control or client certificates on, a
+    credential is needed whatever is said here.
+
     log_level: which events are logged to stderr: this level and those above it.
     """
 
     bind: str = "127.0.0.1:4646"
     data_dir: str = ""
+    join: Join = "auto"
     log_level: LogLevel = "info"
 
 
@@ -47,6 +53,8 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     paths below it that may have 127 bytes; empty: below $XDG_STATE_HOME.
 
     log_level: which events are logged to stderr: this level and those above it.
+
+    join_token_file: a file with a join token, read when this node joins; it may be removed afterwards.
 
     plugin_id: the plugin ID under which the embedded driver runs here; empty: it does not run (except that `moorage
     dev` then calls it local).
@@ -82,6 +90,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     server: str = "http://127.0.0.1:4646"
     data_dir: str = ""
     log_level: LogLevel = "info"
+    join_token_file: str = ""
     plugin_id: str = ""
     plugin_dirs: tuple[str, ...] = ()
     plugin_gone_s: Positive = 30.0

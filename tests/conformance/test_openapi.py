@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 from described import Judge
-from engine_kit import NODE, PLUGIN, Kit, running_kit
+from engine_kit import NODE, PLUGIN, Kit, join, running_kit
 
 from moorage.api.http import Answer, Request
 from moorage.api.openapi import describe, find_operation, find_operations
@@ -90,8 +90,9 @@ def test_schemas_are_schemas_and_operations_have_names_of_their_own() -> None:
 
 
 def test_agents_pages_are_marked() -> None:
+    pages = ("join", "register", "plugins", "steps", "claims", "reports")
     internal = {p for p, methods in describe()["paths"].items() for op in methods.values() if op.get("x-internal")}
-    assert internal == {f"/v1/node/{{id}}/{page}" for page in ("register", "plugins", "steps", "claims", "reports")}
+    assert internal == {f"/v1/node/{{id}}/{page}" for page in pages}
 
 
 async def test_description_is_served() -> None:
@@ -159,8 +160,9 @@ async def _claim_volumes(tourist: Tourist) -> None:
     await tourist.ask("GET", f"/v1/volumes/orphans?plugin_id={PLUGIN}")
     for path in ("/v1/allocations", f"/v1/node/{NODE}/allocations", "/v1/volume/csi/whole", "/v1/volumes?type=csi"):
         await tourist.ask("GET", path)
-    await tourist.ask("GET", f"/v1/node/{NODE}/claims")
-    await tourist.ask("GET", f"/v1/node/{NODE}/steps")
+    own = await join(tourist.kit)
+    await tourist.ask("GET", f"/v1/node/{NODE}/claims", **own)
+    await tourist.ask("GET", f"/v1/node/{NODE}/steps", **own)
     await tourist.ask("PUT", f"/v1/allocation/{ALLOCATION}/stop")
     await tourist.ask("POST", f"/v1/allocation/{ALLOCATION}/stop")
     for _ in range(200):
@@ -207,13 +209,19 @@ async def _use_namespaces(tourist: Tourist) -> None:
 
 async def _report_as_agent(tourist: Tourist) -> None:
     node_id = "99999999-2222-3333-4444-555555555555"
-    await tourist.ask("PUT", f"/v1/node/{node_id}/register", {"node": {"id": node_id, "name": "n2"}})
-    await tourist.ask("PUT", f"/v1/node/{node_id}/plugins", {"instances": {}})
-    await tourist.ask("PUT", f"/v1/node/{node_id}/reports", {"reports": []})
+    own = {"x-nomad-token": f"moorage-node-{node_id}"}
+    await tourist.ask("PUT", f"/v1/node/{node_id}/join", {"name": "n2"}, **own)
+    await tourist.ask("PUT", f"/v1/node/{node_id}/register", {"node": {"id": node_id, "name": "n2"}}, **own)
+    await tourist.ask("PUT", f"/v1/node/{node_id}/plugins", {"instances": {}}, **own)
+    await tourist.ask("PUT", f"/v1/node/{node_id}/reports", {"reports": []}, **own)
     for method in ("PUT", "POST"):
         await tourist.ask(method, f"/v1/node/{node_id}/drain", {"DrainSpec": {"Deadline": 0}})
         await tourist.ask(method, f"/v1/node/{node_id}/eligibility", {"Eligibility": "eligible"})
         await tourist.ask(method, f"/v1/node/{node_id}/fence", {"Reason": "test", "Force": True})
+        await tourist.ask(method, f"/v1/node/{node_id}/reset-identity", {"Reason": "test"})
+        made = await tourist.ask(method, "/v1/nodes/join-tokens", {"TTL": "5m", "Uses": 2, "Note": "rack 7"})
+        await tourist.ask("GET", "/v1/nodes/join-tokens")
+        await tourist.ask("DELETE", f"/v1/nodes/join-token/{json.loads(made.body)['ID']}")
 
 
 async def _use_access_control(tourist: Tourist) -> None:

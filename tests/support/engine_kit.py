@@ -13,6 +13,7 @@ from moorage.engine.ports import AclSettings, Clock, EngineSettings, FenceHook, 
 from moorage.engine.service import Service
 from moorage.model.assignment import MountedReport, Report, StepReport, UnmountedReport
 from moorage.model.claim import Attached, Mounted
+from moorage.model.identity import Peer
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.rules.nodes import FencingSettings
@@ -88,6 +89,13 @@ class Kit:
                     reports.append(UnmountedReport(claim_id=claim.id, revision=revision))
             if reports:
                 await self.service.nodes.report(NODE, tuple(reports))
+
+
+async def join(kit: Kit, node_id: NodeId = NODE) -> dict[str, str]:
+    """Give a node a secret of its own; the headers with which its agent uses its pages."""
+    secret = f"moorage-node-{node_id}"
+    await kit.service.identities.join(node_id, secret, name=node_id, join_token="", peer=Peer())
+    return {"x-nomad-token": secret}
 
 
 @asynccontextmanager

@@ -131,7 +131,7 @@ class Maker:
             method=method,
             target=target,
             query=self._query(operation),
-            headers=self._headers(),
+            headers=self._headers() | (self._own(target) if operation.is_internal else {}),
             body=self._body(operation, is_nonsense=is_agent),
         )
 
@@ -214,6 +214,11 @@ class Maker:
             found["x-nomad-token"] = self._any_of("x", GHOST, "")
         return found
 
+    def _own(self, target: str) -> dict[str, str]:
+        """The token with which an agent uses its pages, once it has joined with it; mostly."""
+        node_id = GHOST if GHOST in target else self.node_id
+        return {"x-nomad-token": f"moorage-node-{node_id}"} if self.random.random() < 0.9 else {}
+
     # -- bodies ------------------------------------------------------------------------------------------------------
 
     def _body(self, operation: Operation, *, is_nonsense: bool) -> bytes:
@@ -254,6 +259,8 @@ class Maker:
             "DrainBody": lambda: {"MarkEligible": True},
             "FenceBody": lambda: {"Reason": "fuzz"},
             "NodeRegistration": lambda: {"node": {"id": GHOST, "name": "ghost", "boot_id": self._any_of("a", "b")}},
+            "NodeJoin": lambda: {"name": "ghost", "join_token": self._any_of("", "x")},
+            "JoinTokenBody": lambda: {"TTL": self._any_of("1h", "1ms", "x"), "Uses": 1},
             "PluginReport": lambda: {"instances": {}},
             "Reports": lambda: {"reports": [{"type": "unmounted", "claim_id": "x", "revision": 1}]},
         }

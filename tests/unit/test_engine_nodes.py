@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from engine_kit import NODE, Kit, running_kit
+from engine_kit import NODE, Kit, join, running_kit
 from lost_node_kit import OTHER, QUICK, claim, is_down, silence, start_use, status_of, wait_for
 
 from moorage.api.http import Request
@@ -277,5 +277,6 @@ async def test_an_agent_hears_by_the_status_that_its_node_was_lost() -> None:
         await wait_for(lambda: is_down(kit))
         body = msgspec.json.encode(NodeRegistration(node=Node(id=NODE, name="n1", boot_id="b1")))
         path = f"/v1/node/{NODE}/register"
-        request = Request(method="PUT", path=path, parts=tuple(path.split("/")[1:]), body=body)
+        headers = await join(kit)
+        request = Request(method="PUT", path=path, parts=tuple(path.split("/")[1:]), headers=headers, body=body)
         assert (await kit.app.answer(request)).status == 409

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import structlog
 
-from moorage.errors import MoorageError, NotFound
+from moorage.errors import Forbidden, MoorageError, NotFound
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ class Link:
         if not self._is_lost:
             self._is_lost = True
             log.warning("server.lost", code=fault.code, error=fault.message)
-        if isinstance(fault, NotFound):
+        if isinstance(fault, (NotFound, Forbidden)):
             self._wake.set()
 
     def note_answer(self) -> None:

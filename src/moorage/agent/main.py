@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random as chance
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from moorage.agent.fingerprint import Fingerprints
 from moorage.agent.holders import HolderSearch
 from moorage.agent.host import describe_host
 from moorage.agent.host_mounts import HostMounter
+from moorage.agent.joining import Joining
 from moorage.agent.journal import Journal
 from moorage.agent.link import Link
 from moorage.agent.plugins import Plugins
@@ -36,7 +37,7 @@ from moorage.agent.reporter import Reporter
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import Client, follow, retry_delay_s
-from moorage.errors import Conflict, MoorageError, NotFound, Rejected, Unavailable
+from moorage.errors import Conflict, Forbidden, MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.assignment import ClaimAssignments, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
@@ -74,11 +75,14 @@ async def run(
     node: Node | None = None,
     settings: AgentSettings | None = None,
     around: Surroundings | None = None,
+    find_join_token: Callable[[], str] | None = None,
     task_status: TaskStatus[NodeId] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be the agent of this host until cancelled. Started, with the node's ID, once the server knows the node.
 
     ``node`` None: this host is described, with an ID that is kept in ``state_dir``.
+    ``find_join_token`` reads the join token, if there is one, in a thread; None: the node does not join, because the
+    server that ``client`` reaches knows no identities (a stand-in).
     Raises BadRequest where the state directory cannot be used.
     """
     around, settings = around or Surroundings(), settings or AgentSettings()
@@ -96,7 +100,8 @@ async def run(
     await fence.load()
     try:
         await plugins.open()
-        agent = _Agent(client, node, plugins, fence, settings=settings, around=around)
+        joining = Joining(client, node, find_join_token)
+        agent = _Agent(client, node, plugins, fence, joining=joining, settings=settings, around=around)
         async with anyio.create_task_group() as group:
             fingerprints = Fingerprints(
                 plugins.drivers, plugins.specs, node_id=node.id, file=state_dir / "instances.json", clock=around.clock,
@@ -144,7 +149,7 @@ class _Sink:
     async def report(self, reports: tuple[Report, ...]) -> None:
         try:
             await self._client.report(self._node_id, reports)
-        except NotFound as e:
+        except (NotFound, Forbidden) as e:
             # The server lost the node, not the report's record: it is told again once the node is registered.
             self._link.note_fault(e)
             raise Unavailable(e.message) from e
@@ -152,13 +157,14 @@ class _Sink:
 
 class _Agent:
     def __init__(
-        self, client: Client, node: Node, plugins: Plugins, fence: SelfFence, *, settings: AgentSettings,
-        around: Surroundings,
+        self, client: Client, node: Node, plugins: Plugins, fence: SelfFence, *, joining: Joining,
+        settings: AgentSettings, around: Surroundings,
     ) -> None:  # fmt: skip
         self._client = client
         self._node = node
         self._plugins = plugins
         self._fence = fence
+        self._joining = joining
         self._settings = settings
         self._around = around
         self._link = Link()
@@ -200,8 +206,10 @@ class _Agent:
         it: then somebody else may have been given the volume."""
         failures = 0
         while True:
-            clean_by = await self._clean(volumes)
             try:
+                await self._joining.join()
+                # What is still mounted is known once the claims are, and those are told to a node that has joined.
+                clean_by = await self._clean(volumes)
                 return await self._register(volumes, clean_by=clean_by)
             except (Unavailable, Rejected) as e:
                 failures += 1
@@ -211,7 +219,12 @@ class _Agent:
     async def _register(self, volumes: Volumes, *, clean_by: int) -> float:
         sent_s = self._fence.now_s()
         is_empty = not volumes.has_begun(self._node.boot_id)
-        registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
+        try:
+            registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
+        except Forbidden:
+            # The server has lost what it knew of this node: it learns it anew.
+            await self._joining.join()
+            registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
         was_taken = self._link.is_taken
         self._link.note_registered()
         self._registered.set()
@@ -255,6 +268,7 @@ class _Agent:
 
         async def fetch(index: int) -> ClaimAssignments:
             nonlocal is_unknown
+            await self._joining.joined.wait()
             if is_unknown:
                 await self._registered.wait()
             try:

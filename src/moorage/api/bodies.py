@@ -159,6 +159,21 @@ class FenceBody(Struct):
     by: str = field(default="", name="By")
 
 
+class ResetIdentityBody(Struct):
+    """Body of ``PUT /v1/node/:id/reset-identity``."""
+
+    reason: str = field(default="", name="Reason")
+    by: str = field(default="", name="By")
+
+
+class JoinTokenBody(Struct):
+    """Body of ``PUT /v1/nodes/join-tokens``. ``TTL`` is a duration as Go writes it."""
+
+    ttl: str = field(default="1h", name="TTL")
+    uses: int = field(default=1, name="Uses")
+    note: str = field(default="", name="Note")
+
+
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,7 @@ SELF = Grant("self", "nothing, but no bad token", lambda a, r, p: True)
 
 def _is_node(access: Access, request: Request, path: tuple[str, ...]) -> bool:
     caller = access.caller
-    return access.is_open or (caller.kind == "node" and caller.node_id in (None, path[0]))
+    return access.is_open or (caller.kind == "node" and caller.node_id == path[0])
 
 
 # Not even a management token: these pages hold volumes' secrets.

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from moorage.model.acl import Caller
+from moorage.model.identity import Peer
 from moorage.rules.authorize import NOBODY, Access
 
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -22,8 +23,8 @@ Stream = Callable[[Write], Awaitable[None]]
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values, ``raw_query``
-    the whole query as it came; header names are lower case. ``access``: who asks and what it may do; the app puts it
-    there before any handler sees the request."""
+    the whole query as it came; header names are lower case. ``peer``: what the connection shows of the client.
+    ``access``: who asks and what it may do; the app puts it there before any handler sees the request."""
 
     method: str
     path: str
@@ -32,6 +33,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     raw_query: bytes = b""
     headers: Mapping[str, str] = {}
     body: bytes = b""
+    peer: Peer = Peer()
     access: Access = NOBODY
 
     @property

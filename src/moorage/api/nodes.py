@@ -9,6 +9,7 @@ import msgspec
 
 from moorage.api import answers, plugin_answers
 from moorage.api.http import JSON, Answer, Meta, Request, empty_answer, json_answer, text_answer
+from moorage.api.identities import check_own
 from moorage.api.params import ReadOptions, check_page_size, parse_read
 from moorage.api.volumes import wait_for_change
 from moorage.engine.reads import ALLOCATIONS, NODES, VOLUMES_TOPICS
@@ -209,6 +210,7 @@ def _decode(kind: type[T], body: bytes) -> T:
 
 async def register_node(service: Service, request: Request, node_id: str) -> Answer:
     """PUT /v1/node/:id/register."""
+    check_own(service, request, node_id)
     sent = _decode(NodeRegistration, request.body)
     if sent.node.id != node_id:
         raise BadRequest(f"node.id {sent.node.id!r} is not the node of the path, {node_id!r}")
@@ -218,12 +220,14 @@ async def register_node(service: Service, request: Request, node_id: str) -> Ans
 
 async def report_plugins(service: Service, request: Request, node_id: str) -> Answer:
     """PUT /v1/node/:id/plugins."""
+    check_own(service, request, node_id)
     await service.nodes.report_plugins(NodeId(node_id), _decode(PluginReport, request.body).instances)
     return empty_answer()
 
 
 async def wait_steps(service: Service, request: Request, node_id: str) -> Answer:
     """GET /v1/node/:id/steps."""
+    check_own(service, request, node_id)
     options = parse_read(request)
     found = await service.nodes.wait_steps(NodeId(node_id), index=options.index, wait_s=options.wait_s)
     return Answer(body=msgspec.json.encode(found), content_type=JSON, headers={"X-Nomad-Index": str(found.index)})
@@ -231,6 +235,7 @@ async def wait_steps(service: Service, request: Request, node_id: str) -> Answer
 
 async def wait_claims(service: Service, request: Request, node_id: str) -> Answer:
     """GET /v1/node/:id/claims."""
+    check_own(service, request, node_id)
     options = parse_read(request)
     found = await service.nodes.wait_claims(NodeId(node_id), index=options.index, wait_s=options.wait_s)
     return Answer(body=msgspec.json.encode(found), content_type=JSON, headers={"X-Nomad-Index": str(found.index)})
@@ -238,5 +243,6 @@ async def wait_claims(service: Service, request: Request, node_id: str) -> Answe
 
 async def report_outcomes(service: Service, request: Request, node_id: str) -> Answer:
     """PUT /v1/node/:id/reports."""
+    check_own(service, request, node_id)
     await service.nodes.report(NodeId(node_id), _decode(Reports, request.body).reports)
     return empty_answer()

@@ -73,10 +73,11 @@ def find_operations() -> Operations:
     # Described late: their modules know the handlers' bodies, and the table has the handler above.
     from moorage.api.openapi_acl import ACL
     from moorage.api.openapi_around import AROUND
+    from moorage.api.openapi_identities import IDENTIFIED
     from moorage.api.openapi_storage import STORAGE
     from moorage.api.openapi_why import EXPLAINED
 
-    return {**STORAGE, **EXPLAINED, **AROUND, **ACL}
+    return {**STORAGE, **IDENTIFIED, **EXPLAINED, **AROUND, **ACL}
 
 
 def find_operation(pattern: str, method: str) -> Operation | None:
@@ -217,6 +218,7 @@ def _refusal(status: int, meaning: str, *, is_plain: bool) -> Json:
 
 def _schemas() -> dict[str, Schema]:
     from moorage.api.openapi_acl import ACL_SCHEMAS
+    from moorage.api.openapi_identities import IDENTITY_SCHEMAS
     from moorage.api.openapi_why import WHY_SCHEMAS
     from moorage.api.routes import ROUTES
 
@@ -234,6 +236,7 @@ def _schemas() -> dict[str, Schema]:
         **SCHEMAS,
         **WHY_SCHEMAS,
         **ACL_SCHEMAS,
+        **IDENTITY_SCHEMAS,
         **of_bodies,
         **{f"Agent.{name}": schema for name, schema in of_records.items()},
     }

@@ -78,6 +78,7 @@ PATHS: dict[str, str] = {
     "claim": "the ID of a claim on a host volume",
     "policy": "the policy's name",
     "token": "the token's accessor ID",
+    "join-token": "the join token's ID",
     "{id}": "any word; it is not looked at",
     "snapshot": "the ID of the volume to make a snapshot of",
     "node": "the node's ID",

@@ -34,6 +34,7 @@ PLAIN_STATUS: dict[str, int] = {
     "token_invalid": 400,
     "forbidden": 403,
     "node_missing": 404,
+    "join_token_missing": 404,
     "allocation_missing": 404,
     # An agent decides by it: a node that was lost comes back only clean.
     "node_lost": 409,
@@ -103,7 +104,7 @@ def of_error(error: MoorageError) -> Refusal:
     """The refusal that an error is."""
     retry = {"Retry-After": str(max(1, round(error.retry_after_s)))} if isinstance(error, Unavailable) else {}
     return Refusal(
-        status=PLAIN_STATUS.get(error.code, 500),
+        status=PLAIN_STATUS.get(error.code, 403 if isinstance(error, Forbidden) else 500),
         honest=next((status for kind, status in _HONEST_STATUS if isinstance(error, kind)), 500),
         code=error.code,
         text=error.message,

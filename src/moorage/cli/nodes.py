@@ -84,7 +84,8 @@ def _describe_drivers(node: Row) -> str:
     return ", ".join(f"{name} ({'healthy' if is_healthy else 'unhealthy'})" for name, is_healthy in names.items())
 
 
-def _get_node_id(session: Session, subject: str) -> str:
+def get_node_id(session: Session, subject: str) -> str:
+    """The ID of the node that a text means. Raises NotFound."""
     row = find_node(session, subject)
     if row is None:
         raise NotFound(f"no node has the ID, prefix or name {subject!r}", code="node_not_found")
@@ -99,7 +100,7 @@ def add_drain(parser: argparse.ArgumentParser) -> None:
 
 def run_drain(args: argparse.Namespace, session: Session) -> int:
     """Take no new uses on a node and release the running ones, or take uses again."""
-    node_id = _get_node_id(session, args.subject)
+    node_id = get_node_id(session, args.subject)
     body: Row = {"DrainSpec": None, "MarkEligible": True} if args.disable else {"DrainSpec": {}}
     answer = session.client.write("PUT", path_of("node", node_id, "drain"), body=body)
     if session.wants_json:
@@ -119,8 +120,8 @@ def add_fence(parser: argparse.ArgumentParser) -> None:
 
 def run_fence(args: argparse.Namespace, session: Session) -> int:
     """Say that a lost node can no longer write, so that its volumes may be used elsewhere."""
-    node_id = _get_node_id(session, args.subject)
-    body = {"Reason": args.reason, "Force": args.force, "By": _user()}
+    node_id = get_node_id(session, args.subject)
+    body = {"Reason": args.reason, "Force": args.force, "By": find_user()}
     answer = session.client.write("PUT", path_of("node", node_id, "fence"), body=body)
     if session.wants_json:
         session.output.json(answer)
@@ -129,7 +130,8 @@ def run_fence(args: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-def _user() -> str:
+def find_user() -> str:
+    """Who runs this command, for the record; empty where nobody knows."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

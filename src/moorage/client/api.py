@@ -17,6 +17,8 @@ from moorage.client.transport import Answer, Transport
 from moorage.errors import BadRequest, Conflict, Forbidden, MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.assignment import (
     ClaimAssignments,
+    NodeJoin,
+    NodeJoined,
     NodeRegistered,
     NodeRegistration,
     PluginReport,
@@ -64,6 +66,11 @@ class Client:
     def __init__(self, transport: Transport, *, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
         self._transport = transport
         self._call_timeout_s = call_timeout_s
+
+    async def join(self, node_id: NodeId, name: str, join_token: str = "") -> NodeJoined:
+        """Make the transport's token the node's secret. Repeating it is harmless. Raises Forbidden with what to do."""
+        body = _encode(NodeJoin(name=name, join_token=join_token))
+        return _decode(await self._call("PUT", _page(node_id, "join"), body=body), NodeJoined)
 
     async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
         """Make the node known, or renew its lease. Raises Conflict when the server had lost the node: clean first."""

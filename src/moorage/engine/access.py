@@ -7,8 +7,6 @@ Never: writes; logs or keeps a secret.
 from __future__ import annotations
 
 import hashlib
-import hmac
-import secrets
 
 import structlog
 
@@ -41,15 +39,8 @@ class Accesses:
         self._repo = repo
         self._clock = clock
         self._identities = identities
-        # For an agent in this process; made anew with each start, in no record and in no answer.
-        self._embedded_secret = secrets.token_hex(32)
         self._kept: dict[str, tuple[tuple[int, int], Access]] = {}
         self._rules: dict[str, tuple[int, PolicyRules | None]] = {}
-
-    @property
-    def embedded_secret(self) -> str:
-        """The secret by which the agent in the server's own process is known."""
-        return self._embedded_secret
 
     def resolve(self, secret: str) -> Access:
         """What the bearer of a secret may do; empty: the anonymous caller.
@@ -60,8 +51,6 @@ class Accesses:
             return OPEN
         if not secret:
             return self._find(ANONYMOUS, 0, (ANONYMOUS,), Caller())
-        if hmac.compare_digest(secret.encode("utf-8", "replace"), self._embedded_secret.encode()):
-            return Access(caller=Caller(kind="node"))
         node_id = self._identities.find_node(secret)
         if node_id is not None:
             return Access(caller=Caller(kind="node", node_id=node_id))

@@ -59,14 +59,6 @@ class NodeIdentities(Protocol):
         ...
 
 
-class NoIdentities:
-    """Nodes have no secrets of their own."""
-
-    def find_node(self, secret: str) -> NodeId | None:
-        """None."""
-        return None
-
-
 class ResetIndex(Protocol):
     """How an operator allows a second bootstrap: by naming the index of the first."""
 
@@ -90,6 +82,14 @@ class AclSettings(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool = False
 
 
+class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What nodes must show. is_join_needed: a new one needs a join token or a certificate; else it is taken on first
+    use. is_certificate_needed: agents' pages want a client certificate that names the node."""
+
+    is_join_needed: bool = False
+    is_certificate_needed: bool = False
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines and limits of the engine, in seconds unless said otherwise.
 
@@ -100,6 +100,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     allocation_kept_s: how long an ended allocation is shown.
     fencing: leases of nodes, and what frees the claims of a lost one.
     acl: access control.
+    identity: what nodes must show.
     """
 
     request_s: float = 120.0
@@ -111,3 +112,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     allocation_kept_s: float = 3600.0
     fencing: FencingSettings = FencingSettings()
     acl: AclSettings = AclSettings()
+    identity: IdentitySettings = IdentitySettings()

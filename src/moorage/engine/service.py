@@ -11,22 +11,14 @@ from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
 from moorage.engine.events import Events, EventSettings
 from moorage.engine.fence_hooks import FenceHooks
+from moorage.engine.identities import Identities
 from moorage.engine.leases import Leases
 from moorage.engine.listings import Listings
 from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
 from moorage.engine.orphans import Orphans
-from moorage.engine.ports import (
-    Chance,
-    Clock,
-    EngineSettings,
-    FenceHook,
-    NodeIdentities,
-    NoIdentities,
-    NoReset,
-    ResetIndex,
-)
+from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook, NoReset, ResetIndex
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Parts, Reconciler
 from moorage.engine.removals import Removals
@@ -49,7 +41,6 @@ class Service:
         event_settings: EventSettings | None = None,
         hook: FenceHook | None = None,
         parts: Parts | None = None,
-        identities: NodeIdentities | None = None,
         sealing: Resealing | None = None,
         reset: ResetIndex | None = None,
     ) -> None:
@@ -59,7 +50,7 @@ class Service:
         self._repo = repo
         self.sealing = sealing
         self.reads = Reads(repo)
-        self.identities = identities or NoIdentities()
+        self.identities = Identities(repo, self.reads, clock=clock, chance=chance, settings=self.settings)
         self.accesses = Accesses(repo, clock, self.settings.acl, identities=self.identities)
         self.acl = AccessControl(repo, clock, chance, accesses=self.accesses, reset=reset or NoReset())
         self.events = Events(repo, event_settings)

@@ -57,8 +57,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks, as far as it is known. ``accessor_id`` and ``name`` are a token's; ``node_id`` is a node's.
 
-    An anonymous caller has none of them; with access control off every caller is anonymous. A node caller without a
-    ``node_id`` is the agent in the server's own process.
+    An anonymous caller has none of them; with access control off every caller is anonymous.
     """
 
     kind: CallerKind = "anonymous"

@@ -1,6 +1,7 @@
 """What a server hands to an agent and what the agent reports back; sent as JSON in these very structs.
 
-Pages (all under ``/v1/node/:id``): ``PUT register`` and ``PUT plugins`` (the node and its driver instances),
+Pages (all under ``/v1/node/:id``): ``PUT join`` (the agent's secret becomes the node's), ``PUT register`` and ``PUT
+plugins`` (the node and its driver instances),
 ``GET steps`` and ``GET claims`` (standing queries with ``index`` and ``wait``), ``PUT reports`` (outcomes).
 A report carries the revision of the record it acted on: one for an older revision is ignored. Never: I/O, clock.
 """
@@ -10,11 +11,25 @@ from __future__ import annotations
 import msgspec
 
 from moorage.model.claim import Claim
+from moorage.model.identity import JoinedBy
 from moorage.model.ids import ClaimId, PluginId, Revision
 from moorage.model.node import Node
 from moorage.model.plugin import Instance
 from moorage.model.steps import ControllerStep, Outcome
 from moorage.model.volume import Fault, MountOptions, Secrets
+
+
+class NodeJoin(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of ``PUT join``. The agent's own secret, which it has chosen and kept before, is the request's token."""
+
+    name: str
+    join_token: str = ""
+
+
+class NodeJoined(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to ``PUT join``: what let the node in, now or when it first joined."""
+
+    joined_by: JoinedBy
 
 
 class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
             bind, engine = settings.server.bind, choose_engine(settings)
             running = open_server(bind, data_dir / "server", engine, hook=hook, settings=settings)
             async with running as server, anyio.create_task_group() as inner:
-                await start_node(
-                    inner, node, CallTransport(make_handle(server.app, server.service.accesses.embedded_secret))
-                )
+                await start_node(inner, node, lambda secret: CallTransport(make_handle(server.app, secret)))
                 await _wait_healthy(server, PluginId(plugin_id))
                 print(f"ready {server.url}", flush=True)
                 await anyio.sleep_forever()

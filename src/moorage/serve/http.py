@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,15 @@ def open_socket(bind: str) -> socket.socket:
         raise BadRequest(f"--bind {bind}: {error.strerror or error}; is another server there?") from error
     listener.listen(BACKLOG)
     return listener
+
+
+def is_local(bind: str) -> bool:
+    """Whether nothing but this host can reach what is bound there."""
+    host = bind.rpartition(":")[0].strip("[]") or "127.0.0.1"
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def address_of(listener: socket.socket) -> str:

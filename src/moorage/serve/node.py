@@ -19,6 +19,7 @@ import msgspec
 from moorage import config
 from moorage.agent import main as agent
 from moorage.agent.host import describe_host
+from moorage.agent.joining import load_secret, read_join_token
 from moorage.agent.ports import AgentSettings, DriverSpec
 from moorage.agent.sockets import CSI_SOCKET
 from moorage.api.app import App
@@ -29,6 +30,7 @@ from moorage.client.transport import HttpTransport, Transport
 from moorage.config import DriverTable, Settings
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
+from moorage.model.identity import Peer
 from moorage.model.ids import PluginId
 from moorage.serve.drivers import RestartPolicy, SupervisedDriver, embed_driver, supervise
 from moorage.serve.program import (
@@ -54,6 +56,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     drivers: tuple[DriverTable, ...] = ()
     plugins: Mapping[PluginId, DriverSpec] = {}
     agent: AgentSettings = AgentSettings()
+    join_token_file: str = ""
 
 
 def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], embedded: str) -> NodeSettings:
@@ -76,7 +79,12 @@ def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], emb
         secret_read_s=given.secret_read_s,
     )
     return NodeSettings(
-        data_dir=make_private(data_dir), embedded=embedded, drivers=settings.driver, plugins=plugins, agent=chosen
+        data_dir=make_private(data_dir),
+        embedded=embedded,
+        drivers=settings.driver,
+        plugins=plugins,
+        agent=chosen,
+        join_token_file=os.path.abspath(given.join_token_file) if given.join_token_file else "",
     )
 
 
@@ -90,9 +98,13 @@ def choose_socket(data_dir: Path, plugin_id: str) -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"moorage-{os.getuid()}-{digest}" / "csi.sock"
 
 
-async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, transport: Transport) -> None:
-    """Start the drivers that are run here (if any) and the agent; returns once the server knows the node."""
+async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, connect: Callable[[str], Transport]) -> None:
+    """Start the drivers that are run here (if any) and the agent; returns once the server knows the node.
+
+    ``connect`` gets the node's own secret, which goes with every request.
+    """
     state_dir = make_private(settings.data_dir / "node")
+    transport = connect(await anyio.to_thread.run_sync(load_secret, state_dir))
     node = await anyio.to_thread.run_sync(describe_host, state_dir)
     drivers = dict(settings.plugins)
     run_here = [_describe_driver(table, settings.data_dir) for table in settings.drivers]
@@ -108,7 +120,8 @@ async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, transpo
         group.start_soon(supervise, driver, name=f"driver {driver.name}")
     if settings.embedded:
         await _wait_serving(socket)
-    run = partial(agent.run, settings=settings.agent, state_dir=state_dir, node=node)
+    find_join_token = partial(read_join_token, settings.join_token_file)
+    run = partial(agent.run, settings=settings.agent, state_dir=state_dir, node=node, find_join_token=find_join_token)
     await group.start(run, Client(transport), drivers)
 
 
@@ -147,10 +160,8 @@ Handle = Callable[[str, str, Mapping[str, str], bytes | None], Awaitable[ClientA
 
 
 def make_handle(app: App, secret: str = "") -> Handle:
-    """The app as a function of method, path, query and body: the embedded agent asks it without a socket.
-
-    ``secret``: by which the app knows the agent.
-    """
+    """The app as a function of method, path, query and body: the embedded agent asks it without a socket, with its
+    node's secret as token."""
     headers = {"x-nomad-token": secret} if secret else {}
 
     async def handle(method: str, path: str, query: Mapping[str, str], body: bytes | None) -> ClientAnswer:
@@ -161,6 +172,7 @@ def make_handle(app: App, secret: str = "") -> Handle:
             query=query,
             headers=headers,
             body=body or b"",
+            peer=Peer(is_embedded=True),
         )
         answer = await app.answer(request)
         return ClientAnswer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.body)
@@ -193,15 +205,21 @@ def run(args: argparse.Namespace) -> int:
         server = settings.agent.server
 
         async def body(group: anyio.abc.TaskGroup) -> None:
-            transport = HttpTransport(server)
+            opened: list[HttpTransport] = []
+
+            def connect(secret: str) -> Transport:
+                opened.append(HttpTransport(server, token=secret))
+                return opened[0]
+
             try:
                 async with anyio.create_task_group() as inner:
-                    await start_node(inner, chosen, transport)
+                    await start_node(inner, chosen, connect)
                     print(f"ready {server}", flush=True)
                     await anyio.sleep_forever()
             finally:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(2):
-                    await transport.aclose()
+                    for transport in opened:
+                        await transport.aclose()
 
         return body
 

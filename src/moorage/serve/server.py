@@ -18,13 +18,13 @@ import msgspec
 from moorage import config
 from moorage.api.app import App
 from moorage.config import Settings
-from moorage.engine.ports import AclSettings, EngineSettings, FenceHook
+from moorage.engine.ports import AclSettings, EngineSettings, FenceHook, IdentitySettings
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
 from moorage.rules.nodes import FencingSettings
 from moorage.serve.hooks import ProgramHook
-from moorage.serve.http import address_of, open_socket, serve_http
+from moorage.serve.http import address_of, is_local, open_socket, serve_http
 from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.serve.secret_keys import Keys
 from moorage.state.codec import Records
@@ -144,7 +144,14 @@ def choose_engine(settings: Settings) -> EngineSettings:
         is_freeing_on_reboot=given.reboot == "free",
     )
     acl = AclSettings(enabled=settings.acl.enabled, strict=settings.acl.strict)
-    return EngineSettings(fencing=fencing, acl=acl)
+    return EngineSettings(fencing=fencing, acl=acl, identity=choose_identity(settings))
+
+
+def choose_identity(settings: Settings) -> IdentitySettings:
+    """What nodes must show to join, as the program's settings have it."""
+    given = settings.server
+    is_needed = given.join == "token" or (given.join == "auto" and not is_local(given.bind))
+    return IdentitySettings(is_join_needed=is_needed)
 
 
 def choose_hook(settings: Settings) -> FenceHook | None:

@@ -18,6 +18,7 @@ import msgspec
 from moorage.errors import StoreUnavailable
 from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim
+from moorage.model.identity import Identity, JoinToken
 from moorage.model.namespace import Namespace
 from moorage.model.node import Node
 from moorage.model.operation import Operation
@@ -104,6 +105,8 @@ RECORDS: Mapping[str, type[msgspec.Struct]] = {
     keys.ACL_TOKENS: Token,
     keys.ACL_POLICIES: Policy,
     keys.ACL_BOOTSTRAP: Bootstrap,
+    keys.IDENTITIES: Identity,
+    keys.JOIN_TOKENS: JoinToken,
 }
 VERSIONS: Mapping[type[msgspec.Struct], int] = {cls: 2 if cls in hiding.HIDING else 1 for cls in RECORDS.values()}
 

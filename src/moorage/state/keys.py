@@ -1,8 +1,8 @@
 """The key layout. A key is a table's name and an id, parted by ``/``.
 
 ``volumes/<namespace>/<id>``, ``claims/<allocation>/<name>``, ``allocations/<id>``, ``plugins/<id>``, ``nodes/<id>``,
-``operations/<id>``, ``namespaces/<name>``, ``acl-tokens/<accessor>``, ``acl-policies/<name>``, ``acl-bootstrap/once``.
-Volume IDs and namespaces hold no ``/``; other ids may.
+``operations/<id>``, ``namespaces/<name>``, ``acl-tokens/<accessor>``, ``acl-policies/<name>``, ``acl-bootstrap/once``,
+``identities/<node>``, ``join-tokens/<id>``. Volume IDs and namespaces hold no ``/``; other ids may.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ NAMESPACES = "namespaces/"
 ACL_TOKENS = "acl-tokens/"
 ACL_POLICIES = "acl-policies/"
 ACL_BOOTSTRAP = "acl-bootstrap/"
-TABLES = (VOLUMES, CLAIMS, ALLOCATIONS, PLUGINS, NODES, OPERATIONS, NAMESPACES, ACL_TOKENS, ACL_POLICIES, ACL_BOOTSTRAP)
+IDENTITIES = "identities/"
+JOIN_TOKENS = "join-tokens/"
+_RESOURCES = (VOLUMES, CLAIMS, ALLOCATIONS, PLUGINS, NODES, OPERATIONS, NAMESPACES)
+TABLES = (*_RESOURCES, ACL_TOKENS, ACL_POLICIES, ACL_BOOTSTRAP, IDENTITIES, JOIN_TOKENS)
 
 
 def volume_key(namespace: NamespaceName, volume_id: VolumeId) -> str:
@@ -69,6 +72,16 @@ def acl_policy_key(name: str) -> str:
 
 # There is one such record.
 ACL_BOOTSTRAP_KEY = f"{ACL_BOOTSTRAP}once"
+
+
+def identity_key(node_id: NodeId) -> str:
+    """The key of a node's identity."""
+    return f"{IDENTITIES}{node_id}"
+
+
+def join_token_key(token_id: str) -> str:
+    """The key of a join token's record."""
+    return f"{JOIN_TOKENS}{token_id}"
 
 
 def table_of(key: str) -> str:

@@ -10,13 +10,14 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from sortedcontainers import SortedKeyList
 
 from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim
+from moorage.model.identity import Identity, JoinToken
 from moorage.model.ids import (
     AllocationId,
     ClaimId,
@@ -194,8 +195,20 @@ class Claims(Table[Claim]):
         _discard(self._by_allocation, value.allocation_id, key)
 
 
-class Tokens(Table[Token]):
-    """Tokens, by the hash of their secret.
+class Hashed(Protocol):
+    """A record that holds the hash of a secret; an empty one is nobody's."""
+
+    @property
+    def secret_hash(self) -> str:
+        """The hash."""
+        ...
+
+
+H = TypeVar("H", bound=Hashed)
+
+
+class BySecret(Table[H]):
+    """Records that hold the hash of a secret, by that hash.
 
     The index is kept under a keyed hash whose key this process alone knows, and what it finds is compared in constant
     time: how long a look-up takes tells nothing about the hashes that are stored.
@@ -206,10 +219,10 @@ class Tokens(Table[Token]):
         self._salt = secrets.token_bytes(32)
         self._by_hash: dict[bytes, str] = {}
 
-    def find_by_hash(self, secret_hash: str) -> Record[Token] | None:
-        """The token whose secret has this hash, or None."""
+    def find_by_hash(self, secret_hash: str) -> Record[H] | None:
+        """The record of the secret with this hash, or None."""
         key = self._by_hash.get(self._blind(secret_hash))
-        if key is None:
+        if key is None or not secret_hash:
             return None
         record = self._records[key]
         return record if hmac.compare_digest(record.value.secret_hash, secret_hash) else None
@@ -217,10 +230,10 @@ class Tokens(Table[Token]):
     def _blind(self, secret_hash: str) -> bytes:
         return hashlib.blake2b(secret_hash.encode(), key=self._salt, digest_size=32).digest()
 
-    def _learn(self, key: str, value: Token) -> None:
+    def _learn(self, key: str, value: H) -> None:
         self._by_hash[self._blind(value.secret_hash)] = key
 
-    def _forget(self, key: str, value: Token) -> None:
+    def _forget(self, key: str, value: H) -> None:
         self._by_hash.pop(self._blind(value.secret_hash), None)
 
 
@@ -246,9 +259,11 @@ class View:
         self.nodes: Table[Node] = Table()
         self.operations: Table[Operation] = Table()
         self.namespaces: Table[Namespace] = Table()
-        self.acl_tokens = Tokens()
+        self.acl_tokens: BySecret[Token] = BySecret()
         self.acl_policies: Table[Policy] = Table()
         self.acl_bootstrap: Table[Bootstrap] = Table()
+        self.identities: BySecret[Identity] = BySecret()
+        self.join_tokens: BySecret[JoinToken] = BySecret()
         self.revision: Revision = Revision(0)
         self.tables_by_prefix: dict[str, Table[Any]] = {
             keys.VOLUMES: self.volumes,
@@ -261,6 +276,8 @@ class View:
             keys.ACL_TOKENS: self.acl_tokens,
             keys.ACL_POLICIES: self.acl_policies,
             keys.ACL_BOOTSTRAP: self.acl_bootstrap,
+            keys.IDENTITIES: self.identities,
+            keys.JOIN_TOKENS: self.join_tokens,
         }
 
     def find_plugin(self, plugin_id: str) -> Record[Plugin] | None:

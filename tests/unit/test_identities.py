@@ -1,0 +1,230 @@
+"""Identities by the API: each page by its own agent, another's, a stranger and nobody; join tokens; reset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from app_asking import ask, read, text_of
+from engine_kit import NODE, Kit, RunningClock
+
+from moorage.api.app import App
+from moorage.api.http import Answer, Request
+from moorage.engine.ports import EngineSettings, IdentitySettings
+from moorage.engine.service import Service
+from moorage.model.identity import Peer
+from moorage.state.feed import Feed
+from moorage.state.memory import MemoryStore
+from moorage.state.repo import Repo
+from moorage.testing.clock import SeededChance
+
+pytestmark = pytest.mark.anyio
+
+OTHER = "22222222-2222-3333-4444-555555555555"
+PAGES = (("PUT", "register"), ("PUT", "plugins"), ("GET", "steps"), ("GET", "claims"), ("PUT", "reports"))
+
+
+def secret_of(name: str) -> str:
+    return f"moorage-node-{name * 40}"[:60]
+
+
+class LateClock(RunningClock):
+    """The real time, some seconds ahead."""
+
+    ahead_s = 0.0
+
+    def now_ns(self) -> int:
+        return super().now_ns() + int(self.ahead_s * 1e9)
+
+
+class Bare(Kit):
+    """A kit without a node; ``clock`` can be put ahead."""
+
+    def __init__(self, identity: IdentitySettings) -> None:
+        super().__init__(MemoryStore(), EngineSettings(identity=identity))
+        self.clock = LateClock()
+        self.repo = Repo(self.store, Feed(self.store))
+        self.service = Service(self.repo, self.clock, SeededChance(), self.service.settings)
+        self.app = App(self.service)
+
+    async def join(self, node_id: str = NODE, secret: str = "", *, name: str = "n1", token: str = "") -> Answer:
+        body = {"name": name, "join_token": token}
+        return await ask(self, "PUT", f"/v1/node/{node_id}/join", body, **own(secret or secret_of("a")))
+
+    async def make_token(self, **members: object) -> str:
+        return str((await read(self, "PUT", "/v1/nodes/join-tokens", members))["Token"])
+
+
+def own(secret: str) -> dict[str, str]:
+    return {"x-nomad-token": secret}
+
+
+@asynccontextmanager
+async def bare(*, is_join_needed: bool = False, is_certificate_needed: bool = False) -> AsyncIterator[Bare]:
+    kit = Bare(IdentitySettings(is_join_needed=is_join_needed, is_certificate_needed=is_certificate_needed))
+    async with anyio.create_task_group() as group:
+        await group.start(kit.service.run)
+        yield kit
+        group.cancel_scope.cancel()
+
+
+def body_of(page: str, node_id: str = NODE) -> object:
+    node = {"id": node_id, "name": "n1", "boot_id": "b1"}
+    return {"register": {"node": node}, "plugins": {"instances": {}}, "reports": {"reports": []}}.get(page)
+
+
+async def test_an_agents_pages_are_its_own() -> None:
+    async with bare() as kit:
+        assert (await kit.join()).status == 200
+        assert (await kit.join(OTHER, secret_of("b"), name="n2")).status == 200
+        for method, page in PAGES:
+            target = f"/v1/node/{NODE}/{page}"
+            body = body_of(page)
+            strangers = [{}, own(""), own("x"), own(secret_of("b")), own(secret_of("c")), own(NODE)]
+            for headers in strangers:
+                answer = await ask(kit, method, target, body, **headers)
+                assert answer.status == 403, f"{page} with {headers}: {answer.status}"
+                assert secret_of("a") not in text_of(answer)
+            assert (await ask(kit, method, target, body, **own(secret_of("a")))).status == 200, page
+        bearer = {"authorization": f"Bearer {secret_of('a')}"}
+        assert (await ask(kit, "GET", f"/v1/node/{NODE}/claims", **bearer)).status == 200
+
+
+async def test_a_page_of_a_node_that_never_joined_is_nobodys() -> None:
+    async with bare() as kit:
+        for method, page in PAGES:
+            answer = await ask(kit, method, f"/v1/node/{NODE}/{page}", body_of(page), **own(secret_of("a")))
+            assert answer.status == 403
+        assert kit.service.reads.find_node(NODE) is None
+
+
+async def test_without_a_requirement_the_first_one_has_the_node() -> None:
+    async with bare() as kit:
+        joined = json.loads((await kit.join()).body)
+        assert joined == {"joined_by": "first_use"}
+        revision = kit.repo.view.revision
+        assert (await kit.join()).status == 200
+        assert kit.repo.view.revision == revision, "a repeated join wrote something"
+        refused = await kit.join(secret=secret_of("b"))
+        assert refused.status == 403
+        assert f"moorage node reset-identity {NODE}" in text_of(refused)
+        taken = await kit.join(OTHER)
+        assert (taken.status, "each node has its own" in text_of(taken)) == (403, True)
+
+
+async def test_a_join_token_is_used_once_and_repeats_for_the_same_secret() -> None:
+    async with bare(is_join_needed=True) as kit:
+        refused = await kit.join()
+        assert refused.status == 403
+        assert "moorage node join-token create" in text_of(refused)
+        assert "not known" in text_of(await kit.join(token="moorage-join-guess"))
+        token = await kit.make_token()
+        assert (await kit.join(token=token)).status == 200
+        assert (await kit.join(token=token)).status == 200
+        assert (await kit.join()).status == 200, "it has joined: it needs no token any more"
+        late = await kit.join(OTHER, secret_of("b"), token=token)
+        assert (late.status, "used up" in text_of(late)) == (403, True)
+        [shown] = await read(kit, "GET", "/v1/nodes/join-tokens")
+        assert (shown["UsesLeft"], shown["Nodes"]) == (0, [NODE])
+        assert token not in json.dumps(shown)
+
+
+async def test_two_nodes_at_once_cannot_share_a_use() -> None:
+    async with bare(is_join_needed=True) as kit:
+        token = await kit.make_token(Uses=3)
+        statuses: list[int] = []
+
+        async def come(number: int) -> None:
+            node_id = f"{number:08d}-2222-3333-4444-555555555555"
+            answer = await kit.join(node_id, f"moorage-node-{number:040d}", token=token)
+            statuses.append(answer.status)
+
+        async with anyio.create_task_group() as group:
+            for number in range(12):
+                group.start_soon(come, number)
+        assert sorted(statuses) == [200] * 3 + [403] * 9
+        assert len(kit.repo.view.identities) == 3
+
+
+async def test_an_expired_or_deleted_join_token_lets_nobody_in() -> None:
+    async with bare(is_join_needed=True) as kit:
+        token = await kit.make_token(TTL="30s")
+        kit.clock.ahead_s = 31
+        answer = await kit.join(token=token)
+        assert (answer.status, "expired at 20" in text_of(answer)) == (403, True)
+        made = await read(kit, "PUT", "/v1/nodes/join-tokens", {})
+        assert (await ask(kit, "DELETE", f"/v1/nodes/join-token/{made['ID']}")).status == 200
+        assert "not known" in text_of(await kit.join(token=made["Token"]))
+        kit.clock.ahead_s = 40 + 86400
+        await kit.make_token()
+        assert len(await read(kit, "GET", "/v1/nodes/join-tokens")) == 1, "stale tokens are kept"
+        answer = await ask(kit, "PUT", "/v1/nodes/join-tokens", {"TTL": "soon"})
+        assert (answer.status, "TTL" in text_of(answer)) == (400, True)
+
+
+async def test_a_reset_takes_the_secret_away_for_ever() -> None:
+    async with bare(is_join_needed=True) as kit:
+        await kit.join(token=await kit.make_token())
+        page = f"/v1/node/{NODE}/claims"
+        await ask(kit, "PUT", f"/v1/node/{NODE}/register", body_of("register"), **own(secret_of("a")))
+        no_reason = await ask(kit, "PUT", f"/v1/node/{NODE}/reset-identity", {"Reason": " "})
+        assert no_reason.status == 400
+        assert (await ask(kit, "GET", page, **own(secret_of("a")))).status == 200
+        await read(kit, "PUT", f"/v1/node/{NODE}/reset-identity", {"Reason": "stolen", "By": "me"})
+        assert (await ask(kit, "GET", page, **own(secret_of("a")))).status == 403
+        again = await kit.join(token=await kit.make_token())
+        assert (again.status, "withdrawn" in text_of(again)) == (403, True)
+        assert (await kit.join(secret=secret_of("b"))).status == 403
+        assert (await kit.join(secret=secret_of("b"), token=await kit.make_token())).status == 200
+        assert (await ask(kit, "GET", page, **own(secret_of("b")))).status == 200
+        assert (await ask(kit, "GET", page, **own(secret_of("a")))).status == 403
+        missing = await ask(kit, "PUT", f"/v1/node/{OTHER}/reset-identity", {"Reason": "r"})
+        assert missing.status == 404
+
+
+async def test_agents_show_a_certificate_of_their_node_where_one_is_needed() -> None:
+    async with bare(is_join_needed=True, is_certificate_needed=True) as kit:
+
+        async def ask_as(peer: Peer, method: str, page: str, body: object) -> Answer:
+            path = f"/v1/node/{NODE}/{page}"
+            request = Request(
+                method=method,
+                path=path,
+                parts=tuple(path.split("/")[1:]),
+                headers=own(secret_of("a")),
+                body=json.dumps(body).encode(),
+                peer=peer,
+            )
+            return await kit.app.answer(request)
+
+        wrong = (Peer(), Peer(has_certificate=True), Peer(has_certificate=True, agents=("n2",)))
+        right = Peer(has_certificate=True, agents=("n1",))
+        for peer in wrong:
+            assert (await ask_as(peer, "PUT", "join", {"name": "n1"})).status == 403
+        assert json.loads((await ask_as(right, "PUT", "join", {"name": "n1"})).body) == {"joined_by": "certificate"}
+        for method, page in PAGES:
+            assert (await ask_as(right, method, page, body_of(page))).status == 200
+            for peer in wrong:
+                assert (await ask_as(peer, method, page, body_of(page))).status == 403
+
+
+async def test_no_secret_is_on_any_record() -> None:
+    async with bare(is_join_needed=True) as kit:
+        token = await kit.make_token()
+        await kit.join(token=token)
+        listing = await kit.store.list("")
+        stored = b"".join(entry.value for entry in listing.entries)
+        assert len(listing.entries) == 2
+        assert token.encode() not in stored
+        assert secret_of("a").encode() not in stored
+
+
+@pytest.mark.parametrize("body", [None, [], {"join_token": "x"}, {"name": 1}])
+async def test_a_bad_join_says_what_is_needed(body: object) -> None:
+    async with bare() as kit:
+        answer = await ask(kit, "PUT", f"/v1/node/{NODE}/join", body, **own(secret_of("a")))
+        assert (answer.status, "a name" in text_of(answer)) == (400, True)
+        assert (await kit.join("short")).status == 400
