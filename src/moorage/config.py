@@ -4,7 +4,7 @@ environment over the file, the file over the default.
 Each setting is a field of a section in ``config_sections`` and a paragraph of that section's docstring.
 ``SECTION.KEY`` in the file is ``MOORAGE_SECTION_KEY`` in the environment and ``--key`` among the flags (or
 ``--section-key`` where the section says so); ``docs/settings.md`` lists them all.
-Units: a name that ends in ``_s`` holds seconds.
+Units: a name that ends in ``_s`` holds seconds, one with ``bytes`` in it bytes.
 Raises BadRequest that names the file, variable or flag, the key, and what is wrong with it.
 Never: starts anything; knows what a setting does; shows a driver's environment.
 """
@@ -30,9 +30,9 @@ from moorage.config_sections import (
     SECTIONS,
     TABLES,
     AgentSettings,
-    Count,
     DriverTable,
     FencingSettings,
+    LimitsSettings,
     PluginTable,
     SecretsSettings,
     Section,
@@ -45,6 +45,7 @@ __all__ = [
     "AgentSettings",
     "DriverTable",
     "FencingSettings",
+    "LimitsSettings",
     "PluginTable",
     "SecretsSettings",
     "ServerSettings",
@@ -58,7 +59,6 @@ __all__ = [
 
 PREFIX = "MOORAGE_"
 _ADDRESSES = (f"{PREFIX}ADDR", "NOMAD_ADDR")
-_UNITS = {"s": "seconds"}
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,10 +92,16 @@ def _list_fields(section: str, kind: type[Section]) -> Iterator[Setting]:
             kind=hints[field.name],
             default=None if field.required else field.default,
             meaning=paragraphs.get(field.name, ""),
-            unit=_UNITS.get(field.name.rpartition("_")[2], ""),
+            unit=_unit_of(field.name),
             variable="" if is_table else f"{PREFIX}{section}_{field.name}".upper(),
             flag="" if is_table else _flag_of(kind, section, field.name),
         )
+
+
+def _unit_of(key: str) -> str:
+    if key.endswith("_s"):
+        return "seconds"
+    return "bytes" if "_bytes_" in key else ""
 
 
 def _flag_of(kind: type[Section], section: str, key: str) -> str:
@@ -142,13 +148,13 @@ def _dest_of(setting: Setting) -> str:
 def _metavar(setting: Setting) -> str:
     if setting.key.endswith("_file"):
         return "FILE"
-    if setting.unit == "seconds":
-        return "SECONDS"
+    if setting.unit:
+        return setting.unit.upper()
     known = {
         "bind": "HOST:PORT", "server": "URL", "data_dir": "DIR", "plugin_id": "NAME", "file": "FILE", "hook": "COMMAND",
         "plugin_dirs": "DIR", "secret_dirs": "DIR", "secret_env": "NAME", "secret_credentials": "NAME",
     }  # fmt: skip
-    return known.get(setting.key, "NUMBER" if setting.kind in (int, float, Count) else "TEXT")
+    return known.get(setting.key, "NUMBER" if isinstance(setting.default, (int, float)) else "TEXT")
 
 
 def _show(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Sections and tables of the settings file: a setting is a field here and a paragraph of its section's docstring.
 
-Units: a name that ends in ``_s`` holds seconds. Never: reads anything (``moorage.config`` does).
+Units: a name that ends in ``_s`` holds seconds, one with ``bytes`` in it bytes.
+Never: reads anything (``moorage.config`` does).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import msgspec
 
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Amount = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Role = Literal["detected", "controller", "node", "monolith"]
 Takeover = Literal["evidence", "timeout"]
@@ -172,6 +174,68 @@ class AclSettings(Section, frozen=True, kw_only=True):
     strict: bool = False
 
 
+class LimitsSettings(Section, frozen=True, kw_only=True):
+    """``[limits]``: what clients may take of the server; ``moorage server`` and ``moorage dev`` read it.
+
+    body_bytes_max: the size of a request's body.
+
+    body_s: the time that a request's body may take to arrive.
+
+    body_rate_min: the bytes a second that a body must come at; 0: any.
+
+    json_depth_max: how deep a JSON body may be nested.
+
+    target_bytes_max: the length of a request's path and query.
+
+    headers_max: how many headers a request may have.
+
+    header_bytes_max: the size of a request's headers.
+
+    head_s: the time that a request's head may take to arrive, and that a new connection may say nothing.
+
+    pipelined_max: requests that a connection may send before the first of them is answered.
+
+    idle_s: how long a connection may stay open between two requests.
+
+    write_s: how long an answer waits for its reader to take some of it.
+
+    write_rate_min: the bytes a second that a reader must take of an answer that waits for it.
+
+    unsent_bytes_max: what all long answers together may hold that their readers have not taken yet.
+
+    connections_max: open connections of all clients; never more than the process may have open files.
+
+    connections_per_client_max: open connections of one address (of one /64 network with IPv6).
+
+    waiters_per_client_max: blocking queries and event streams of one address.
+
+    filter_bytes_max: the length of a filter.
+
+    filter_terms_max: how many comparisons a filter may have.
+    """
+
+    has_own_flags: ClassVar[bool] = True
+
+    body_bytes_max: Amount = 16 << 20
+    body_s: Positive = 60.0
+    body_rate_min: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 512
+    json_depth_max: Annotated[int, msgspec.Meta(ge=8, le=256)] = 64
+    target_bytes_max: Annotated[int, msgspec.Meta(ge=256, le=65535)] = 65535
+    headers_max: Annotated[int, msgspec.Meta(ge=16, le=4096)] = 128
+    header_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=4 << 20)] = 64 << 10
+    head_s: Positive = 10.0
+    pipelined_max: Amount = 64
+    idle_s: Positive = 75.0
+    write_s: Positive = 60.0
+    write_rate_min: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 512
+    unsent_bytes_max: Amount = 512 << 20
+    connections_max: Amount = 16384
+    connections_per_client_max: Amount = 2048
+    waiters_per_client_max: Amount = 1024
+    filter_bytes_max: Annotated[int, msgspec.Meta(ge=1, le=64 << 10)] = 16 << 10
+    filter_terms_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 512
+
+
 class DriverTable(Section, frozen=True, kw_only=True):
     """``[[driver]]``: a driver that the agent runs and starts again; ``moorage agent`` and ``moorage dev`` read it.
 
@@ -232,6 +296,7 @@ class Settings(Section, frozen=True, kw_only=True):
     fencing: FencingSettings = FencingSettings()
     secrets: SecretsSettings = SecretsSettings()
     acl: AclSettings = AclSettings()
+    limits: LimitsSettings = LimitsSettings()
     driver: tuple[DriverTable, ...] = ()
     plugin: tuple[PluginTable, ...] = ()
 
@@ -242,11 +307,12 @@ SECTIONS: dict[str, type[Section]] = {
     "fencing": FencingSettings,
     "secrets": SecretsSettings,
     "acl": AclSettings,
+    "limits": LimitsSettings,
 }
 TABLES: dict[str, type[Section]] = {"driver": DriverTable, "plugin": PluginTable}
 # Which sections are flags of which program. Where two sections have a key, a program has the flag of one of them.
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "server": ("server", "fencing", "acl", "secrets"),
+    "server": ("server", "fencing", "acl", "secrets", "limits"),
     "agent": ("agent",),
-    "dev": ("server", "fencing", "acl", "agent", "secrets"),
+    "dev": ("server", "fencing", "acl", "agent", "secrets", "limits"),
 }

@@ -165,7 +165,7 @@ def _write(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
-        return f"{value:g}"
+        return f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, (tuple, dict)):
         return "[]" if isinstance(value, tuple) else "{}"
     return f'"{value}"'

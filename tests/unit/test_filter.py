@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moorage.errors import BadRequest
-from moorage.rules.filter import FILTERS_KEPT_MAX, compile_filter
+from moorage.rules.filter import FILTERS_KEPT_MAX, FilterLimits, compile_filter
 from moorage.rules.filter_parser import LENGTH_MAX_BYTES, NESTING_MAX
 from moorage.rules.filter_types import BOOL, FLOAT64, STRING, STRINGS, TIME, ListOf, MapOf, Record, Scalar
 
@@ -282,9 +282,19 @@ def test_a_text_that_is_too_long_is_refused() -> None:
 
 
 def test_the_longest_filters_compile() -> None:
-    assert compile_filter(" or ".join(["ID==x"] * 1500 + ["ID==`db-00`"])).matches(VOLUME)
+    many = FilterLimits(terms_max=2000)
+    assert compile_filter(" or ".join(["ID==x"] * 1500 + ["ID==`db-00`"]), limits=many).matches(VOLUME)
     assert compile_filter("not " * 4000 + "ID==x").matches(VOLUME) is False
     assert compile_filter("not " * 4001 + "ID==x").matches(VOLUME) is True
+
+
+def test_length_and_comparisons_are_limited() -> None:
+    limits = FilterLimits(bytes_max=100, terms_max=3)
+    assert compile_filter("ID==a or not ID==b or any Parameters as k { k == c }", limits=limits).source
+    for text, limit in (("ID == " + "x" * 100, "filter_bytes"), ("ID==a or ID==b or ID==c or ID==d", "filter_terms")):
+        with pytest.raises(BadRequest, match=r"longer than 100 bytes|more than 3 comparisons") as caught:
+            compile_filter(text, limits=limits)
+        assert (caught.value.code, caught.value.fields["limit"]) == ("over_limit", limit)
 
 
 @pytest.mark.parametrize("opening", ["(", "(ID == x or ", "not (", "any Topologies as t {"])

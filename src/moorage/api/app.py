@@ -15,7 +15,8 @@ from moorage.api.admission import admit
 from moorage.api.door import Door, Receive, Scope, Send
 from moorage.api.http import TEXT, Answer, Request
 from moorage.api.limits import HttpSettings
-from moorage.api.refusals import of_answer, of_crash, of_error, of_unrouted, of_wrong_method, refuse
+from moorage.api.nesting import is_nested_deeper
+from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unrouted, of_wrong_method, refuse
 from moorage.api.routes import ROUTES, Found, Router, Served
 from moorage.engine.service import Service
 from moorage.errors import MoorageError
@@ -45,9 +46,14 @@ class App:
         served = found.route.handlers.get(request.method)
         if served is None:
             return refuse(accept, of_wrong_method(request.method, request.parts, found.route.handlers))
+        if request.body and is_nested_deeper(request.body, self.door.limits.json_depth_max):
+            self.door.hits["json_depth"] += 1
+            return refuse(accept, of_depth(self.door.limits.json_depth_max))
         try:
             answer = await self._serve(served, request, found)
         except MoorageError as error:
+            if error.code == "over_limit":
+                self.door.hits[error.fields.get("limit", "")] += 1
             return refuse(accept, of_error(error))
         except Exception:
             incident = self._service.chance.new_id()

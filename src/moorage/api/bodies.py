@@ -20,8 +20,6 @@ from moorage.errors import BadRequest
 T = TypeVar("T")
 Fold = Callable[[Any, str], Any]
 
-NESTING_MAX = 64
-
 
 class CapabilityBody(Struct):
     """A capability."""
@@ -196,7 +194,6 @@ def decode(kind: type[T], body: bytes) -> T:
 def _parse(body: bytes) -> Any:
     if not body.strip():
         raise BadRequest("unexpected EOF: the body holds no JSON value")
-    _check_nesting(body)
     try:
         return msgspec.json.decode(body)
     except msgspec.DecodeError as error:
@@ -208,24 +205,6 @@ def _parse(body: bytes) -> Any:
         raise BadRequest(f"invalid character: {error}") from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise BadRequest("invalid character: the body is not UTF-8 JSON of sensible depth") from error
-
-
-def _check_nesting(body: bytes) -> None:
-    """Refuse absurd depth before a recursive decoder meets it; brackets inside strings only make it stricter."""
-    if body.count(b"[") + body.count(b"{") <= NESTING_MAX:
-        return
-    depth, is_text, is_escaped = 0, False, False
-    for byte in body:
-        if is_text:
-            is_text, is_escaped = byte != 0x22 or is_escaped, byte == 0x5C and not is_escaped
-        elif byte == 0x22:
-            is_text = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > NESTING_MAX:
-                raise BadRequest(f"invalid character: JSON is nested deeper than {NESTING_MAX} levels")
-        elif byte in b"]}":
-            depth -= 1
 
 
 def _kind_name(value: Any) -> str:

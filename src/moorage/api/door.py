@@ -7,7 +7,9 @@ The application behind it is one function, ``answer(request)``.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -19,9 +21,9 @@ from anyio.abc import TaskGroup
 from moorage.api import encoding, refusals
 from moorage.api.cors import Cors
 from moorage.api.http import Answer, Request, Stream
-from moorage.api.limits import HttpSettings
+from moorage.api.limits import Hits, HttpSettings, client_of
 from moorage.api.params import find_query
-from moorage.api.refusals import Refusal, of_limit, refuse
+from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
 from moorage.api.timing import Timing, timed
 
 log = structlog.get_logger()
@@ -34,6 +36,8 @@ Headers = list[tuple[bytes, bytes]]
 
 # How long the last bytes of a stream may take once the server stops.
 LAST_WORD_S = 1.0
+# A long body is sent in such pieces, so that a slow reader keeps little in the server's buffers.
+PIECE_BYTES = 256 << 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -52,11 +56,19 @@ class Door:
         new_id: Callable[[], str],
     ) -> None:
         self._answer = answer
-        self._limits = settings.limits
+        self.limits = settings.limits
         self._new_id = new_id
         self._cors = Cors(settings)
         self.compressor = encoding.Compressor()
         self.is_stopping = anyio.Event()
+        self.hits: Hits = Hits()
+        self.unsent_bytes = 0
+        self._waiters: Hits = Hits()
+
+    @property
+    def waiters(self) -> int:
+        """Blocking queries and streams that are open."""
+        return self._waiters.total()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry, HTTP only."""
@@ -66,15 +78,51 @@ class Door:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else self._new_id()
         with timed() as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
+            client = client_of(scope["client"][0]) if scope.get("client") else ""
             try:
-                answer = await self._answer_scope(scope, headers, receive)
-                await self._send(answer, headers, request_id, timing, receive=receive, send=send)
+                answer = await self._answer_scope(scope, headers, client, receive)
+                if answer.stream is None:
+                    await self._send(answer, headers, request_id, timing, send=send)
+                elif (full := self._find_crowd(client)) is not None:
+                    await self._send(refuse(headers.get("accept", ""), full), headers, request_id, timing, send=send)
+                else:
+                    with self._counted(client):
+                        await self._stream(answer, headers, request_id, receive=receive, send=send)
             except Gone:
                 return
+            status, took_s = answer.status, time.perf_counter() - timing.began_s
+            log.debug(
+                "request.answered",
+                method=scope["method"],
+                path=scope["path"][:200],
+                status=status,
+                client=client,
+                took_s=round(took_s, 6),
+            )
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
-    async def _answer_scope(self, scope: Scope, headers: Mapping[str, str], receive: Receive) -> Answer:
+    @contextmanager
+    def _counted(self, client: str) -> Iterator[None]:
+        """Count the block as one that waits for the client."""
+        self._waiters[client] += 1
+        try:
+            yield
+        finally:
+            self._waiters[client] -= 1
+            if not self._waiters[client]:
+                del self._waiters[client]
+
+    def _find_crowd(self, client: str) -> Refusal | None:
+        """Why the client may not wait for one thing more."""
+        limit = self.limits.waiters_per_client_max
+        if self._waiters[client] < limit:
+            return None
+        self.hits["waiters_per_client"] += 1
+        text = f"{limit} blocking queries and event streams of this address are open, which is the limit"
+        return of_crowd(429, "too_many_waiters", f"{text}: end one, or ask again later", limit)
+
+    async def _answer_scope(self, scope: Scope, headers: Mapping[str, str], client: str, receive: Receive) -> Answer:
         accept = headers.get("accept", "")
         target: bytes = scope.get("raw_path") or scope["path"].encode()
         query: bytes = scope["query_string"]
@@ -103,31 +151,39 @@ class Door:
             body=body,
         )
         if method == "GET" and request.query.get("index"):
-            return await self._answer_waiting(request, receive)
+            full = self._find_crowd(client)
+            if full is not None:
+                return refuse(accept, full)
+            with self._counted(client):
+                return await self._answer_waiting(request, receive)
         return await self._answer(request)
 
     def _check_head(self, target_bytes: int, headers: Headers) -> Refusal | None:
-        limits = self._limits
+        limits = self.limits
         if target_bytes > limits.target_bytes_max:
             text = f"the request's path and query are longer than {limits.target_bytes_max} bytes"
-            return of_limit(414, "target_too_long", text, limits.target_bytes_max)
+            return self._hit("target_bytes", of_limit(414, "target_too_long", text, limits.target_bytes_max))
         if len(headers) > limits.headers_max:
             text = f"the request has more than {limits.headers_max} headers"
-            return of_limit(431, "headers_too_many", text, limits.headers_max)
+            return self._hit("headers", of_limit(431, "headers_too_many", text, limits.headers_max))
         if sum(len(name) + len(value) for name, value in headers) > limits.header_bytes_max:
             text = f"the request's headers are larger than {limits.header_bytes_max} bytes"
-            return of_limit(431, "headers_too_large", text, limits.header_bytes_max)
+            return self._hit("header_bytes", of_limit(431, "headers_too_large", text, limits.header_bytes_max))
         return None
+
+    def _hit(self, limit: str, refusal: Refusal) -> Refusal:
+        self.hits[limit] += 1
+        return refusal
 
     async def _read_body(self, headers: Mapping[str, str], receive: Receive) -> bytes | Refusal:
         """The body whole, or why it is refused. Raises Gone."""
-        limits = self._limits
+        limits = self.limits
         text = f"the request's body is larger than {limits.body_bytes_max} bytes"
         too_large = of_limit(413, "body_too_large", text, limits.body_bytes_max)
         # A client that asks before it sends is told at once.
         announced = headers.get("content-length", "")[:20] if "expect" in headers else ""
         if announced.isdigit() and int(announced) > limits.body_bytes_max:
-            return too_large
+            return self._hit("body_bytes", too_large)
         chunks: list[bytes] = []
         size = 0
         with anyio.move_on_after(limits.body_s) as scope:
@@ -144,11 +200,10 @@ class Door:
                 if size > limits.drain_bytes_max or not message.get("more_body", False):
                     break
         if size > limits.body_bytes_max:
-            return too_large
+            return self._hit("body_bytes", too_large)
         if scope.cancelled_caught:
-            return of_limit(
-                408, "body_too_slow", f"the request's body did not arrive within {limits.body_s:g} s", limits.body_s
-            )
+            text = f"the request's body did not arrive within {limits.body_s:g} s"
+            return self._hit("body_time", of_limit(408, "body_too_slow", text, limits.body_s))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _answer_waiting(self, request: Request, receive: Receive) -> Answer:
@@ -181,17 +236,7 @@ class Door:
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
-    async def _send(
-        self,
-        answer: Answer,
-        headers: Mapping[str, str],
-        request_id: str,
-        timing: Timing,
-        *,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        coding = encoding.choose_coding(headers.get("accept-encoding", "")) if headers.get("accept-encoding") else ""
+    def _head(self, answer: Answer, headers: Mapping[str, str], request_id: str) -> Headers:
         out: Headers = [
             (b"vary", self._cors.vary),
             (b"x-request-id", request_id.encode("latin-1")),
@@ -199,14 +244,19 @@ class Door:
         ]
         if answer.content_type is not None:
             out.append((b"content-type", answer.content_type.encode()))
-        out += [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in answer.headers.items()]
-        if answer.stream is not None:
-            if coding:
-                out.append((b"content-encoding", coding.encode()))
-            await send({"type": "http.response.start", "status": answer.status, "headers": out})
-            await self._send_stream(answer.stream, encoding.Pieces(coding), receive=receive, send=send)
-            return
+        return out + [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in answer.headers.items()]
+
+    async def _send(
+        self, answer: Answer, headers: Mapping[str, str], request_id: str, timing: Timing, *, send: Send
+    ) -> None:
         body = answer.body
+        if len(body) > PIECE_BYTES and self.unsent_bytes + len(body) > self.limits.unsent_bytes_max:
+            text = "answers that their readers do not take fill the server's room for them; ask again later"
+            crowd = of_crowd(503, "too_much_unsent", text, self.limits.unsent_bytes_max)
+            answer = refuse(headers.get("accept", ""), self._hit("unsent_bytes", crowd))
+            body = answer.body
+        out = self._head(answer, headers, request_id)
+        coding = _choose_coding(headers)
         if coding and len(body) >= encoding.BYTES_MIN and "Content-Encoding" not in answer.headers:
             body = await self.compressor.compress(body, coding)
             out.append((b"content-encoding", coding.encode()))
@@ -214,14 +264,35 @@ class Door:
             out.append((b"content-length", str(len(body)).encode()))
         out.append((b"server-timing", timing.header().encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": out})
-        await send({"type": "http.response.body", "body": body})
+        if len(body) <= PIECE_BYTES:
+            await send({"type": "http.response.body", "body": body})
+            return
+        self.unsent_bytes += len(body)
+        try:
+            for at in range(0, len(body), PIECE_BYTES):
+                is_last = at + PIECE_BYTES >= len(body)
+                piece = body[at : at + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+        finally:
+            self.unsent_bytes -= len(body)
+
+    async def _stream(
+        self, answer: Answer, headers: Mapping[str, str], request_id: str, *, receive: Receive, send: Send
+    ) -> None:
+        assert answer.stream is not None
+        out = self._head(answer, headers, request_id)
+        coding = _choose_coding(headers)
+        if coding:
+            out.append((b"content-encoding", coding.encode()))
+        await send({"type": "http.response.start", "status": answer.status, "headers": out})
+        await self._send_stream(answer.stream, encoding.Pieces(coding), receive=receive, send=send)
 
     async def _send_stream(self, stream: Stream, pieces: encoding.Pieces, *, receive: Receive, send: Send) -> None:
         """Send what the stream writes, each piece at once, until it ends, the client leaves or the server stops."""
         is_whole = False
 
         async def write(piece: bytes) -> None:
-            with anyio.fail_after(self._limits.write_s):
+            with anyio.fail_after(self.limits.write_s):
                 await send({"type": "http.response.body", "body": pieces.add(piece), "more_body": True})
             # A server that takes a piece without waiting must not keep the loop for a long backlog.
             await anyio.lowlevel.checkpoint()
@@ -232,13 +303,19 @@ class Door:
                 await stream(write)
                 is_whole = True
             except TimeoutError:
-                log.info("stream.stuck", waited_s=self._limits.write_s)
+                self.hits["write_time"] += 1
+                log.info("stream.stuck", waited_s=self.limits.write_s)
             except Exception:
                 log.exception("stream.crashed")
             group.cancel_scope.cancel()
         if is_whole or self.is_stopping.is_set():
             with anyio.move_on_after(LAST_WORD_S):
                 await send({"type": "http.response.body", "body": pieces.finish(), "more_body": False})
+
+
+def _choose_coding(headers: Mapping[str, str]) -> str:
+    accepted = headers.get("accept-encoding", "")
+    return encoding.choose_coding(accepted) if accepted else ""
 
 
 def _find_redirect(target: bytes, query: bytes) -> Answer | None:

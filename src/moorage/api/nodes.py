@@ -97,7 +97,7 @@ async def list_nodes(service: Service, request: Request) -> Answer:
     options = parse_read(request)
     check_node_prefix(options.prefix)
     check_page_size(options)
-    chosen = compile_filter(options.filter, NODE_STUB) if options.filter else None
+    chosen = compile_filter(options.filter, NODE_STUB, service.settings.filters) if options.filter else None
     reads = service.reads
     await wait_for_change(service, options, (NODES,), lambda: reads.table_index(NODES))
     rows = (

@@ -32,6 +32,7 @@ PLAIN_STATUS: dict[str, int] = {
     "acl_bootstrap_done": 400,
     "policy_invalid": 400,
     "token_invalid": 400,
+    "over_limit": 400,
     "forbidden": 403,
     "node_missing": 404,
     "join_token_missing": 404,
@@ -164,6 +165,17 @@ _CLOSE = {"Connection": "close"}
 def of_limit(status: int, code: str, text: str, limit: float) -> Refusal:
     """A request that is over a limit, which the text and the problem's ``limit`` name. The connection ends."""
     return Refusal(status=status, code=code, text=text, headers=_CLOSE, fields={"limit": f"{limit:g}"})
+
+
+def of_crowd(status: int, code: str, text: str, limit: float) -> Refusal:
+    """A request that comes while too much is going on; asked again later it may be answered."""
+    return Refusal(status=status, code=code, text=text, headers={"Retry-After": "1"}, fields={"limit": f"{limit:g}"})
+
+
+def of_depth(depth_max: int) -> Refusal:
+    """A JSON body that is nested too deep."""
+    text = f"invalid character: JSON is nested deeper than {depth_max} levels"
+    return Refusal(status=400, code="over_limit", text=text, fields={"limit": str(depth_max)})
 
 
 STOPPING = Refusal(

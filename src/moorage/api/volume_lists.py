@@ -13,6 +13,7 @@ from moorage.engine.service import Service
 from moorage.model.ids import ALL_NAMESPACES
 from moorage.rules.authorize import LIST
 from moorage.rules.filter import Filter, compile_filter
+from moorage.rules.filter_types import VOLUME
 
 
 async def list_volumes(service: Service, request: Request) -> Answer:
@@ -28,7 +29,7 @@ async def list_volumes(service: Service, request: Request) -> Answer:
         return text_answer(404, "resource not found")
     options = parse_read(request)
     check_page_size(options)
-    chosen = compile_filter(options.filter) if options.filter else None
+    chosen = compile_filter(options.filter, VOLUME, service.settings.filters) if options.filter else None
     reads = service.reads
     await wait_for_change(service, options, VOLUMES_TOPICS, lambda: reads.volumes_index)
     meta = Meta(index=reads.volumes_index)

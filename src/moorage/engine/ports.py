@@ -8,6 +8,7 @@ import msgspec
 
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
+from moorage.rules.filter import FilterLimits
 from moorage.rules.nodes import FencingSettings
 
 
@@ -101,6 +102,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     fencing: leases of nodes, and what frees the claims of a lost one.
     acl: access control.
     identity: what nodes must show.
+    filters: how much a list's filter may be.
     """
 
     request_s: float = 120.0
@@ -113,3 +115,4 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     fencing: FencingSettings = FencingSettings()
     acl: AclSettings = AclSettings()
     identity: IdentitySettings = IdentitySettings()
+    filters: FilterLimits = FilterLimits()

@@ -13,7 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from moorage.rules.filter_codegen import Predicate, make
-from moorage.rules.filter_parser import parse
+from moorage.rules.filter_parser import LENGTH_MAX_BYTES, TERMS_MAX, parse
 from moorage.rules.filter_types import VOLUME, Record
 
 FILTERS_KEPT_MAX = 128
@@ -35,11 +35,23 @@ class Filter(msgspec.Struct, frozen=True, eq=False):
     source: str
 
 
+class FilterLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a filter may be: its length in bytes, and its comparisons. What one evaluation may look at is bounded
+    in ``filter_runtime``, what its patterns may take in ``filter_patterns``."""
+
+    bytes_max: int = LENGTH_MAX_BYTES
+    terms_max: int = TERMS_MAX
+
+
+DEFAULT_LIMITS = FilterLimits()
+
+
 @lru_cache(maxsize=FILTERS_KEPT_MAX)
-def compile_filter(text: str, table: Record = VOLUME) -> Filter:
+def compile_filter(text: str, table: Record = VOLUME, limits: FilterLimits = DEFAULT_LIMITS) -> Filter:
     """Compile a filter for data of one type; the last filters used are kept.
 
-    Raises BadRequest with the place in the text and what was expected there.
+    Raises BadRequest with the place in the text and what was expected there; its code is ``over_limit`` where it is
+    too much.
     """
-    made = make(parse(text), table)
+    made = make(parse(text, bytes_max=limits.bytes_max, terms_max=limits.terms_max), table)
     return Filter(text=text, matches=made.run, members=made.members, source=made.source)

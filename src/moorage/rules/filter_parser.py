@@ -13,6 +13,7 @@ from moorage.rules.filter_tree import All, Any, Collection, Match, Names, Node, 
 
 PREFIX = "failed to create result paginator: failed to read filter expression: "
 LENGTH_MAX_BYTES = 16 * 1024
+TERMS_MAX = 512
 NESTING_MAX = 32
 FINDINGS_MAX = 10
 
@@ -35,15 +36,33 @@ _INSIDE: tuple[tuple[str, ...], ...] = (("in",), ("not", "in"))
 _Read = tuple[Node, int] | None
 
 
-def parse(text: str) -> Node:
+def parse(text: str, *, bytes_max: int = LENGTH_MAX_BYTES, terms_max: int = TERMS_MAX) -> Node:
     """The tree of a filter. Raises BadRequest with the line, column and offset of the fault, and what was expected."""
-    if len(text.encode("utf-8", "surrogatepass")) > LENGTH_MAX_BYTES:
+    if len(text.encode("utf-8", "surrogatepass")) > bytes_max:
         # The fault stands where the limit was passed, as far as that is worth telling.
-        raise BadRequest(
-            f"{PREFIX}1:1 (0): the expression is longer than {LENGTH_MAX_BYTES} bytes; "
-            "ask for less, or narrow the list with prefix, plugin_id or namespace"
-        )
-    return _Parser(text).parse()
+        raise _over_limit(f"is longer than {bytes_max} bytes", "filter_bytes")
+    found = _Parser(text).parse()
+    if count_terms(found) > terms_max:
+        raise _over_limit(f"has more than {terms_max} comparisons", "filter_terms")
+    return found
+
+
+def _over_limit(what: str, limit: str) -> BadRequest:
+    advice = "ask for less, or narrow the list with prefix, plugin_id or namespace"
+    return BadRequest(f"{PREFIX}1:1 (0): the expression {what}; {advice}", code="over_limit", limit=limit)
+
+
+def count_terms(node: Node) -> int:
+    """How many comparisons a filter has; it is nested within limits, so this does not go deep."""
+    match node:
+        case Match():
+            return 1
+        case Not():
+            return count_terms(node.operand)
+        case All() | Any():
+            return sum(map(count_terms, node.parts))
+        case Collection():
+            return count_terms(node.body)
 
 
 class _Parser(Scanner):

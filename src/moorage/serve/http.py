@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
-import httptools
 import uvicorn
 from anyio.abc import TaskStatus
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from moorage.api.app import App
 from moorage.errors import BadRequest
+from moorage.serve.connections import Connections
+from moorage.serve.protocol import bind_book
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
-# Above this the parser splits no target; the app's own limit is not above it.
-TARGET_BYTES_MAX = 65535
-HEAD_BYTES_MAX = 4 << 20
 
 
 class _Server(uvicorn.Server):
@@ -30,42 +28,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take no signal."""
         yield
-
-
-class _Protocol(HttpToolsProtocol):
-    """HTTP on one connection: says what is wrong with a target that is too long, and takes no endless head."""
-
-    _head_bytes = 0
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._head_bytes = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the target."""
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise httptools.HttpParserError("the head is too large")
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what the parser refused, and close."""
-        if len(getattr(self, "url", b"")) <= TARGET_BYTES_MAX:
-            super().send_400_response(msg)
-            return
-        text = b"the request's path and query are longer than %d bytes" % TARGET_BYTES_MAX
-        head = b"HTTP/1.1 414 URI Too Long\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
-        self.transport.write(b"%scontent-length: %d\r\n\r\n%s" % (head, len(text), text))
-        self.transport.close()
 
 
 def open_socket(bind: str) -> socket.socket:
@@ -102,21 +64,34 @@ def address_of(listener: socket.socket) -> str:
 
 
 async def serve_http(
-    app: App, listener: socket.socket, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    app: App,
+    listener: socket.socket,
+    connections: Connections | None = None,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; then requests in hand get STOP_GRACE_S to end, waiting ones are answered at once."""
+    """Serve until cancelled; then requests in hand get STOP_GRACE_S to end, waiting ones are answered at once.
+
+    ``connections``: their book; None: one of its own, with the app's limits.
+    """
+    if connections is None:
+        connections = Connections(app.door.limits, app.door.hits)
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        # Called like a class, with the arguments of one.
+        http=bind_book(connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,
+        # Who asks is counted and limited by address: a header does not say who it is.
+        proxy_headers=False,
         timeout_graceful_shutdown=STOP_GRACE_S,
         backlog=BACKLOG,
     )
+    # It warns of each malformed request, as often as a client sends one.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = _Server(config)
     async with anyio.create_task_group() as group:
 
@@ -136,6 +111,7 @@ async def serve_http(
                     server.should_exit = True
 
             group.start_soon(wait_started)
+            group.start_soon(connections.run)
             group.start_soon(stop_when_cancelled)
             await server.serve(sockets=[listener])
         assert not shield.cancel_called

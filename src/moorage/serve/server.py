@@ -17,14 +17,18 @@ import msgspec
 
 from moorage import config
 from moorage.api.app import App
+from moorage.api.limits import HttpSettings, Limits
 from moorage.config import Settings
 from moorage.engine.ports import AclSettings, EngineSettings, FenceHook, IdentitySettings
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
+from moorage.rules.filter import FilterLimits
 from moorage.rules.nodes import FencingSettings
+from moorage.serve.connections import Connections
 from moorage.serve.hooks import ProgramHook
 from moorage.serve.http import address_of, is_local, open_socket, serve_http
+from moorage.serve.open_files import bound_connections, raise_open_files
 from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.serve.secret_keys import Keys
 from moorage.state.codec import Records
@@ -111,11 +115,12 @@ async def open_server(
             service = Service(
                 Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing, reset=reset
             )
-            app = App(service)
+            app = App(service, choose_http(settings))
+            connections = make_book(app)
             async with anyio.create_task_group() as group:
                 await group.start(service.run)
                 await group.start(sealing.run)
-                await group.start(serve_http, app, listener)
+                await group.start(serve_http, app, listener, connections)
                 yield Running(url=address_of(listener), app=app, service=service, feed=feed)
                 group.cancel_scope.cancel()
         finally:
@@ -144,7 +149,8 @@ def choose_engine(settings: Settings) -> EngineSettings:
         is_freeing_on_reboot=given.reboot == "free",
     )
     acl = AclSettings(enabled=settings.acl.enabled, strict=settings.acl.strict)
-    return EngineSettings(fencing=fencing, acl=acl, identity=choose_identity(settings))
+    filters = FilterLimits(bytes_max=settings.limits.filter_bytes_max, terms_max=settings.limits.filter_terms_max)
+    return EngineSettings(fencing=fencing, acl=acl, identity=choose_identity(settings), filters=filters)
 
 
 def choose_identity(settings: Settings) -> IdentitySettings:
@@ -152,6 +158,21 @@ def choose_identity(settings: Settings) -> IdentitySettings:
     given = settings.server
     is_needed = given.join == "token" or (given.join == "auto" and not is_local(given.bind))
     return IdentitySettings(is_join_needed=is_needed)
+
+
+def choose_http(settings: Settings) -> HttpSettings:
+    """The HTTP side's settings as the program's settings have them."""
+    given = msgspec.structs.asdict(settings.limits)
+    return HttpSettings(
+        limits=Limits(**{name: value for name, value in given.items() if name in Limits.__struct_fields__})
+    )
+
+
+def make_book(app: App) -> Connections:
+    """The book of connections to an app, as many as this process may have."""
+    limits = app.door.limits
+    connections_max = bound_connections(limits.connections_max, raise_open_files())
+    return Connections(limits, app.door.hits, connections_max=connections_max)
 
 
 def choose_hook(settings: Settings) -> FenceHook | None:

@@ -1,0 +1,207 @@
+"""All open connections of the HTTP server: who may have one, and which of them are over their time.
+
+One sweep looks at all of them: each waits in the line of what it is at, and only the fronts of the lines are looked at,
+so that thousands of silent connections cost nothing but their memory.
+Never: reads or writes a socket itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal, Protocol
+
+import anyio
+import structlog
+
+from moorage.api.limits import Hits, Limits
+from moorage.serve.lines import Line
+
+log = structlog.get_logger()
+
+# A connection that waits for a request's head may be ended for a new one after this long.
+HEAD_GRACE_S = 1.0
+BODY_LOOK_S = 10.0
+# For how long, and for how many at a time, a refusal waits for its reader to close; who is cut off may never read it.
+LINGER_S = 2.0
+LINGERERS_MAX = 256
+SWEEP_S = 0.5
+SAY_AGAIN_S = 60.0
+
+Overdue = Literal["head_time", "body_time", "idle_time", "write_time"]
+Refused = Literal["connections", "connections_per_client"]
+
+
+class Connection(Protocol):
+    """A connection as the book sees it."""
+
+    client_key: str
+
+    def end(self, why: Overdue | Literal["room"]) -> None:
+        """Say why where that can be said, and close."""
+        ...
+
+    def cut(self) -> None:
+        """Close at once, whatever has not been sent yet."""
+        ...
+
+    def has_unsent(self) -> bool:
+        """Whether its reader has not taken everything yet."""
+        ...
+
+    def is_reader_overdue(self, wait_s: float) -> bool:
+        """Whether the reader has taken too little in ``wait_s``, which is when this was last asked; at first not."""
+        ...
+
+    def is_body_overdue(self, now_s: float) -> bool:
+        """Whether the body in hand came too slowly since this was last asked, or for too long altogether."""
+        ...
+
+
+class Client:
+    """The connections of one address."""
+
+    __slots__ = ("count", "idle")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.idle: OrderedDict[Connection, None] = OrderedDict()
+
+
+class Connections:
+    """The book of connections. ``hits`` counts what the limits refused or ended."""
+
+    def __init__(self, limits: Limits, hits: Hits, *, connections_max: int | None = None) -> None:
+        self.limits = limits
+        self.hits = hits
+        self.connections_max = min(limits.connections_max, connections_max or limits.connections_max)
+        self.count = 0
+        self.accepted = 0
+        self.heads: Line[Connection] = Line(limits.head_s)
+        self.bodies: Line[Connection] = Line(min(BODY_LOOK_S, limits.body_s))
+        self.idle: Line[Connection] = Line(limits.idle_s)
+        # Answers whose reader takes nothing; and rests of answers that are all written.
+        # Each is looked at twice: at the second look it shows whether the reader has taken anything since the first.
+        self.stuck: Line[Connection] = Line(limits.write_s / 2)
+        self.rests: Line[Connection] = Line(limits.write_s / 2)
+        self.lingering: Line[Connection] = Line(LINGER_S)
+        self._clients: dict[str, Client] = {}
+        self._said_at_s = float("-inf")
+
+    @property
+    def clients(self) -> int:
+        """How many addresses have a connection."""
+        return len(self._clients)
+
+    # -- coming and going --------------------------------------------------------------------------------------------
+
+    def admit(self, connection: Connection, now_s: float) -> Refused | None:
+        """Enter a new connection; or None is not returned, and the newest is to be refused for that limit.
+
+        Room is made first: by an idle connection of the same address, or of anybody; by one that has not sent its
+        request's head for a while.
+        """
+        self.accepted += 1
+        client = self._clients.setdefault(connection.client_key, Client())
+        client.count += 1
+        self.count += 1
+        refused: Refused | None = None
+        if client.count > self.limits.connections_per_client_max:
+            if client.idle:
+                next(iter(client.idle)).end("room")
+            else:
+                refused = "connections_per_client"
+        elif self.count > self.connections_max and not self._make_room(now_s):
+            refused = "connections"
+        if refused:
+            self.hit(refused, now_s)
+        return refused
+
+    def _make_room(self, now_s: float) -> bool:
+        idle = self.idle.find_first()
+        if idle is not None:
+            idle[0].end("room")
+            return True
+        head = self.heads.find_first()
+        if head is not None and head[1] + HEAD_GRACE_S <= now_s:
+            self.heads.leave(head[0])
+            head[0].cut()
+            self.hit("connections", now_s)
+            return True
+        return False
+
+    def leave(self, connection: Connection) -> None:
+        """The connection is gone."""
+        self.count -= 1
+        client = self._clients[connection.client_key]
+        client.count -= 1
+        client.idle.pop(connection, None)
+        if not client.count:
+            del self._clients[connection.client_key]
+        for line in (self.heads, self.bodies, self.idle, self.stuck, self.rests, self.lingering):
+            line.leave(connection)
+
+    def rest(self, connection: Connection, now_s: float) -> None:
+        """Nothing is asked on the connection."""
+        self.idle.enter(connection, now_s)
+        self._clients[connection.client_key].idle[connection] = None
+
+    def rise(self, connection: Connection) -> None:
+        """Something is asked again."""
+        self.idle.leave(connection)
+        self._clients[connection.client_key].idle.pop(connection, None)
+
+    def linger(self, connection: Connection, now_s: float) -> bool:
+        """Whether the connection may wait for its reader to close."""
+        if len(self.lingering) >= LINGERERS_MAX:
+            return False
+        self.lingering.enter(connection, now_s)
+        return True
+
+    def hit(self, limit: str, now_s: float) -> None:
+        """Count, and say so in the log, but not for every one of thousands."""
+        self.hits[limit] += 1
+        if now_s - self._said_at_s >= SAY_AGAIN_S:
+            self._said_at_s = now_s
+            log.warning("limits.reached", limit=limit, connections=self.count, clients=self.clients)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def sweep(self, now_s: float) -> int:
+        """End what is over its time; how many connections were looked at."""
+        looked = 0
+        for connection in self.heads.pop_due(now_s):
+            looked += 1
+            self.hit("head_time", now_s)
+            connection.end("head_time")
+        for connection in self.bodies.pop_due(now_s):
+            looked += 1
+            if connection.is_body_overdue(now_s):
+                self.hit("body_time", now_s)
+                connection.end("body_time")
+            else:
+                self.bodies.enter(connection, now_s)
+        for connection in self.idle.pop_due(now_s):
+            looked += 1
+            connection.end("idle_time")
+        for line in (self.stuck, self.rests):
+            for connection in line.pop_due(now_s):
+                looked += 1
+                if not connection.has_unsent():
+                    continue
+                if connection.is_reader_overdue(line.wait_s):
+                    self.hit("write_time", now_s)
+                    connection.cut()
+                else:
+                    line.enter(connection, now_s)
+        for connection in self.lingering.pop_due(now_s):
+            looked += 1
+            connection.cut()
+        return looked
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        limits = self.limits
+        shortest_s = min(limits.head_s, limits.body_s, limits.idle_s, limits.write_s)
+        while True:
+            await anyio.sleep(min(SWEEP_S, shortest_s / 2))
+            self.sweep(anyio.current_time())
