@@ -43,7 +43,8 @@ FAST = AgentSettings(
 
 
 class LosingPages(Pages):
-    """A server that may lose a node: then it takes it back only clean, and not while it ``is_refusing``.
+    """A server that may lose a node: then it takes it back only clean, and not while it ``is_refusing``. ``ahead``: by
+    how much the node's record, as a registration leaves it, is ahead of the list of claims.
     ``registrations``: how each one came, clean or not; ``empty``: whether the agent said that it holds nothing."""
 
     def __init__(self, *, lease_s: float = 3.0, grace_s: float = 30.0) -> None:
@@ -54,6 +55,7 @@ class LosingPages(Pages):
         self.empty: list[bool] = []
         self.are_claims_kept_back = False
         self.is_refusing = False
+        self.ahead = 0
 
     async def handle(self, method: str, path: str, query: Any, body: bytes | None) -> Answer:
         """Answer one request."""
@@ -68,7 +70,9 @@ class LosingPages(Pages):
                 return Answer(409, {}, b"the node was lost: register as clean")
             self.lost.discard(sent.node.id)
             await super().handle(method, path, query, body)
-            answer = NodeRegistered(lease_s=self.lease_s, grace_s=self.grace_s)
+            answer = NodeRegistered(
+                lease_s=self.lease_s, grace_s=self.grace_s, node_revision=self.node_revision + self.ahead
+            )
             return Answer(200, {}, msgspec.json.encode(answer))
         if not self.is_down and NodeId(path.split("/")[3]) in self.lost and not path.endswith("/claims"):
             self.change()

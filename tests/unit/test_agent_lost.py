@@ -141,3 +141,23 @@ async def test_a_lost_node_mounts_nothing_new_until_it_is_taken_back(world: Worl
         assert world.mounter.find_mounted([kept])
         world.pages.is_refusing = False
         await world.until(lambda: world.pages.path_of(B))
+
+
+async def test_a_node_that_was_taken_back_mounts_by_a_list_from_after_that_only(world: World) -> None:
+    """Property: a claim that the return itself freed was mounted by the list from before it."""
+    world.pages.lease_s = 0.06
+    async with world.agent():
+        world.pages.is_refusing = True
+        before = lose(world)
+        await world.until(lambda: len(world.pages.registrations) >= before + 2)
+        world.pages.put_claim(world.claim(A))
+        world.pages.ahead = 1
+        world.pages.is_refusing = False
+        await world.until(lambda: NODE.id not in world.pages.lost)
+        seen = len(world.pages.registrations)
+        await world.until(lambda: len(world.pages.registrations) >= seen + 3)
+        assert world.driver.calls == []
+        world.pages.ahead = 0
+        world.pages.node_revision += 1
+        world.pages.change()
+        await world.until(lambda: world.pages.path_of(A))

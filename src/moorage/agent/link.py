@@ -14,13 +14,11 @@ class Link:
     """Shared by all loops of one agent.
 
     ``epoch`` grows each time the server was away and came back, and each time it had forgotten the node: whoever told
-    it something that it does not ask for tells it again. ``is_taken``: the server counts the node among its own, as far
-    as the agent was told; nothing is mounted before that, because until then it may give the node's claims away.
+    it something that it does not ask for tells it again.
     """
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.is_taken = False
         self._is_lost = False
         self._wake = anyio.Event()
         self._changed = anyio.Event()
@@ -38,14 +36,8 @@ class Link:
         if self._is_lost:
             self._wake.set()
 
-    def note_given_up(self, fault: MoorageError) -> None:
-        """The server had lost the node, and has not taken it back."""
-        self.is_taken = False
-        self.note_fault(fault)
-
     def note_registered(self) -> None:
         """The server took the node's registration."""
-        self.is_taken = True
         if self._is_lost:
             self._is_lost = False
             self.epoch += 1

@@ -124,7 +124,7 @@ async def run(
                 random=around.random,
                 settings=settings,
                 on_step=volumes.note_step,
-                may_mount=lambda: agent.is_taken,
+                may_mount=lambda: volumes.may_mount,
             )
             volumes.prepare(room, uses, stagings)
             fingerprints.on_change = volumes.retry_plugin
@@ -170,11 +170,6 @@ class _Agent:
         self._link = Link()
         self._registered = anyio.Event()
         self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the server counts this node among its own: only then is anything mounted."""
-        return self._link.is_taken
 
     async def run(
         self, group: TaskGroup, volumes: Volumes, fingerprints: Fingerprints, *, task_status: TaskStatus[NodeId]
@@ -225,12 +220,10 @@ class _Agent:
             # The server has lost what it knew of this node: it learns it anew.
             await self._joining.join()
             registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
-        was_taken = self._link.is_taken
         self._link.note_registered()
         self._registered.set()
         await self._fence.renewed(sent_s, registered)
-        if not was_taken:
-            volumes.lift()
+        volumes.note_taken(registered.node_revision)
         return registered.lease_s
 
     async def _keep_lease(self, lease_s: float, volumes: Volumes) -> None:
@@ -254,7 +247,8 @@ class _Agent:
             return await self._register(volumes, clean_by=0)
         except Conflict as e:
             log.warning("node.was_lost", node=self._node.id, error=e.message)
-            self._link.note_given_up(e)
+            self._link.note_fault(e)
+            volumes.note_lost()
         clean_by = await self._clean(volumes)
         if not clean_by:
             raise Unavailable("something is still mounted here that the server gave away")

@@ -31,6 +31,8 @@ class Volumes:
         self._workers: dict[Disk, DiskWorker] = {}
         self._busy: set[Disk] = set()
         self._last: ClaimAssignments | None = None
+        # The revision of the node's record with which the server took the node (back); None: it has not.
+        self._taken: int | None = None
         self._stepped = anyio.Event()
 
     def prepare(self, room: Room, uses: Iterable[Use], stagings: Iterable[Staging]) -> None:
@@ -43,6 +45,7 @@ class Volumes:
 
     def assign(self, page: ClaimAssignments) -> None:
         """Take the server's whole list of this node's claims, and wake whom it concerns."""
+        could_mount = self.may_mount
         is_first, self._last = self._last is None, page
         grouped: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
         for assignment in page.claims:
@@ -58,6 +61,27 @@ class Volumes:
                 worker.assign(now)
                 self._start(worker)
         self.note_step()
+        if not could_mount and self.may_mount:
+            self.lift()
+
+    # -- the node is the server's ------------------------------------------------------------------------------------
+
+    @property
+    def may_mount(self) -> bool:
+        """Whether anything may be mounted: the server counts the node among its own, and the list of claims is from
+        after it took the node. Before that it may give claims away, and the list may show those still."""
+        return self._taken is not None and self._last is not None and self._last.node_revision >= self._taken
+
+    def note_taken(self, revision: int) -> None:
+        """The server has the node among its own; if it had not before, then by this revision of the node's record."""
+        if self._taken is None:
+            self._taken = revision
+            if self.may_mount:
+                self.lift()
+
+    def note_lost(self) -> None:
+        """The server had lost the node, and has not taken it back yet: what is mounted stays, nothing is added."""
+        self._taken = None
 
     def retry_plugin(self, plugin_id: PluginId) -> None:
         """Its driver became able (or unable): try again now what waits for it."""
@@ -115,7 +139,7 @@ class Volumes:
             self._start(worker)
 
     def lift(self) -> None:
-        """The fence is lifted, or the node taken (back): the server's last word counts again."""
+        """The fence is lifted, or mounting is allowed: the server's last word counts again."""
         for worker in self._workers.values():
             worker.retry()
         if self._last is not None:

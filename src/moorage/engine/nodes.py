@@ -54,7 +54,7 @@ class Nodes:
         evidence itself.
         """
 
-        async def decide() -> None:
+        async def decide() -> int:
             found = self._reads.find_node(node.id)
             known = found.value if found else None
             now_ns = self._clock.now_ns()
@@ -64,13 +64,16 @@ class Nodes:
                 if fence is not None:
                     found = await self._leases.free_rebooted(found, fence)
             ready = fold_registration(known, node, now_ns=now_ns)
-            if ready != known:
-                key = keys.node_key(node.id)
-                await self._repo.commit(Write().put(key, ready, revision=found.modified if found else 0))
+            if found is not None and ready == known:
+                return found.modified
+            write = Write().put(keys.node_key(node.id), ready, revision=found.modified if found else 0)
+            return await self._repo.commit(write)
 
-        await decide_again(decide, _restless(node.id), tries_max=TRIES_MAX_CROWDED)
+        revision = await decide_again(decide, _restless(node.id), tries_max=TRIES_MAX_CROWDED)
         self._leases.renew(node.id)
-        return NodeRegistered(lease_s=self._leases.lease_s, grace_s=self._settings.fencing.grace_s)
+        return NodeRegistered(
+            lease_s=self._leases.lease_s, grace_s=self._settings.fencing.grace_s, node_revision=revision
+        )
 
     async def set_wanted(self, node_id: str, wanted: NodeWanted) -> int:
         """Say whether the node takes uses (active), no new ones (closed), or lets go of the running ones too

@@ -47,10 +47,15 @@ class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to ``PUT register``: how long the node may stay silent, and how long after that a self-fencing agent has
-    to let go of everything; both in seconds."""
+    to let go of everything; both in seconds.
+
+    ``node_revision``: the modify revision of the node's record now. A node just taken (back) mounts by lists of
+    claims from then on only: claims may have been freed in the same step.
+    """
 
     lease_s: float
     grace_s: float = 30.0
+    node_revision: int = 0
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -113,9 +113,10 @@ def _with_hooks(schedule: Schedule) -> Schedule:
 
 
 def _with_late_returns(schedule: Schedule) -> Schedule:
-    """Nodes that are lost often, and whose word arrives when more has been taken from them."""
+    """Nodes that come back just when more is taken from them."""
     schedule = _with_hooks(schedule)
-    return replace(schedule, network=replace(schedule.network, delay_s=0.5, late=0.4, late_s=10.0))
+    network = replace(schedule.network, delay_s=0.8, partition_every_s=4.0, partition_s=14.0)
+    return replace(schedule, network=network, is_fencing_by_word=True)
 
 
 PLANS: dict[str, Plan] = {
