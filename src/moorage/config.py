@@ -30,6 +30,7 @@ from moorage.config_sections import (
     SECTIONS,
     TABLES,
     AgentSettings,
+    AuditSettings,
     DriverTable,
     FencingSettings,
     LimitsSettings,
@@ -43,6 +44,7 @@ from moorage.errors import BadRequest
 
 __all__ = [
     "AgentSettings",
+    "AuditSettings",
     "DriverTable",
     "FencingSettings",
     "LimitsSettings",

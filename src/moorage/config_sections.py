@@ -236,6 +236,35 @@ class LimitsSettings(Section, frozen=True, kw_only=True):
     filter_terms_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 512
 
 
+class AuditSettings(Section, frozen=True, kw_only=True):
+    """``[audit]``: the audit log; ``moorage server`` and ``moorage dev`` read it.
+
+    enabled: write one line for each write request, each refused request and each read of access control.
+
+    file: where, as a path; empty: audit.log in data_dir. Older files are beside it.
+
+    rotate_mb: the size in megabytes after which a file is put aside.
+
+    keep: how many files that were put aside stay.
+
+    queue: how many lines may wait for the disk.
+
+    wait_s: how long a request may wait for a place among them until its line is dropped, and counted.
+
+    sync_s: how long a line may be in the kernel's hands only, which a power cut would lose.
+    """
+
+    has_own_flags = True
+
+    enabled: bool = True
+    file: str = ""
+    rotate_mb: Positive = 64.0
+    keep: Count = 8
+    queue: Count = 4096
+    wait_s: Positive = 0.1
+    sync_s: Positive = 1.0
+
+
 class DriverTable(Section, frozen=True, kw_only=True):
     """``[[driver]]``: a driver that the agent runs and starts again; ``moorage agent`` and ``moorage dev`` read it.
 
@@ -295,6 +324,7 @@ class Settings(Section, frozen=True, kw_only=True):
     agent: AgentSettings = AgentSettings()
     fencing: FencingSettings = FencingSettings()
     secrets: SecretsSettings = SecretsSettings()
+    audit: AuditSettings = AuditSettings()
     acl: AclSettings = AclSettings()
     limits: LimitsSettings = LimitsSettings()
     driver: tuple[DriverTable, ...] = ()
@@ -306,13 +336,14 @@ SECTIONS: dict[str, type[Section]] = {
     "agent": AgentSettings,
     "fencing": FencingSettings,
     "secrets": SecretsSettings,
+    "audit": AuditSettings,
     "acl": AclSettings,
     "limits": LimitsSettings,
 }
 TABLES: dict[str, type[Section]] = {"driver": DriverTable, "plugin": PluginTable}
 # Which sections are flags of which program. Where two sections have a key, a program has the flag of one of them.
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "server": ("server", "fencing", "acl", "secrets", "limits"),
+    "server": ("server", "fencing", "acl", "secrets", "limits", "audit"),
     "agent": ("agent",),
-    "dev": ("server", "fencing", "acl", "agent", "secrets", "limits"),
+    "dev": ("server", "fencing", "acl", "agent", "secrets", "limits", "audit"),
 }

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from moorage.api.admission import admit
+from moorage.api.audit import Auditor, Trail
 from moorage.api.door import Door, Receive, Scope, Send
 from moorage.api.http import TEXT, Answer, Request
 from moorage.api.limits import HttpSettings
@@ -20,6 +21,7 @@ from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unr
 from moorage.api.routes import ROUTES, Found, Router, Served
 from moorage.engine.service import Service
 from moorage.errors import MoorageError
+from moorage.model.audit import AuditSink
 
 log = structlog.get_logger()
 
@@ -27,8 +29,11 @@ log = structlog.get_logger()
 class App:
     """The HTTP face of a Service."""
 
-    def __init__(self, service: Service, settings: HttpSettings | None = None) -> None:
+    def __init__(
+        self, service: Service, settings: HttpSettings | None = None, *, audit: AuditSink | None = None
+    ) -> None:
         self._service = service
+        self._auditor = Auditor(service, audit) if audit is not None else None
         self._router = Router(ROUTES)
         self.door = Door(self.answer, settings=settings or HttpSettings(), new_id=service.chance.new_id)
 
@@ -39,8 +44,20 @@ class App:
 
     async def answer(self, request: Request) -> Answer:
         """The answer to a request; never raises but for cancellation."""
+        if self._auditor is None:
+            return await self._answer(request, Trail())
+        trail = Trail()
+        try:
+            answer = await self._answer(request, trail)
+        except BaseException:
+            self._auditor.note_left(request, trail)
+            raise
+        await self._auditor.note(request, trail, answer)
+        return answer
+
+    async def _answer(self, request: Request, trail: Trail) -> Answer:
         accept = request.header("accept")
-        found = self._router.find(request.parts)
+        found = trail.found = self._router.find(request.parts)
         if found is None:
             return refuse(accept, of_unrouted(request.method, request.parts))
         served = found.route.handlers.get(request.method)
@@ -50,12 +67,14 @@ class App:
             self.door.hits["json_depth"] += 1
             return refuse(accept, of_depth(self.door.limits.json_depth_max))
         try:
-            answer = await self._serve(served, request, found)
+            answer = await self._serve(served, request, found, trail)
         except MoorageError as error:
             if error.code == "over_limit":
                 self.door.hits[error.fields.get("limit", "")] += 1
+            trail.error = error
             return refuse(accept, of_error(error))
-        except Exception:
+        except Exception as error:
+            trail.error = error
             incident = self._service.chance.new_id()
             log.exception("request.crashed", method=request.method, path=request.path[:200], incident=incident)
             return refuse(accept, of_crash(incident))
@@ -63,7 +82,7 @@ class App:
             return refuse(accept, of_answer(answer))
         return answer
 
-    async def _serve(self, served: Served, request: Request, found: Found) -> Answer:
+    async def _serve(self, served: Served, request: Request, found: Found, trail: Trail) -> Answer:
         """Let the handler answer, if the caller may ask. Raises what it raises, and Forbidden.
 
         A read that waited is answered anew when the caller's grants changed meanwhile: what it shows was chosen by the
@@ -71,6 +90,7 @@ class App:
         """
         service, arguments = self._service, found.arguments
         admitted = admit(service, served.grant, request, arguments)
+        trail.caller = admitted.caller
         answer = await served.handler(service, admitted, *arguments)
         if found.route.is_blocking and "index" in request.query:
             again = admit(service, served.grant, request, arguments)

@@ -149,6 +149,7 @@ class Door:
             raw_query=query,
             headers=headers,
             body=body,
+            remote=(scope.get("client") or ("",))[0],
         )
         if method == "GET" and request.query.get("index"):
             full = self._find_crowd(client)

@@ -24,7 +24,8 @@ Stream = Callable[[Write], Awaitable[None]]
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values, ``raw_query``
     the whole query as it came; header names are lower case. ``peer``: what the connection shows of the client.
-    ``access``: who asks and what it may do; the app puts it there before any handler sees the request."""
+    ``access``: who asks and what it may do; the app puts it there before any handler sees the request.
+    ``remote``: the address that it came from, or empty."""
 
     method: str
     path: str
@@ -35,6 +36,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     peer: Peer = Peer()
     access: Access = NOBODY
+    remote: str = ""
 
     @property
     def caller(self) -> Caller:

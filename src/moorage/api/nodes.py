@@ -244,5 +244,7 @@ async def wait_claims(service: Service, request: Request, node_id: str) -> Answe
 async def report_outcomes(service: Service, request: Request, node_id: str) -> Answer:
     """PUT /v1/node/:id/reports."""
     check_own(service, request, node_id)
-    await service.nodes.report(NodeId(node_id), _decode(Reports, request.body).reports)
+    reports = _decode(Reports, request.body).reports
+    await service.nodes.report(NodeId(node_id), reports)
+    service.diagnostics.note(NodeId(node_id), reports, now_ns=service.clock.now_ns())
     return empty_answer()

@@ -76,8 +76,9 @@ def find_operations() -> Operations:
     from moorage.api.openapi_identities import IDENTIFIED
     from moorage.api.openapi_storage import STORAGE
     from moorage.api.openapi_why import EXPLAINED
+    from moorage.api.operator import OPERATOR
 
-    return {**STORAGE, **IDENTIFIED, **EXPLAINED, **AROUND, **ACL}
+    return {**STORAGE, **IDENTIFIED, **EXPLAINED, **AROUND, **ACL, **OPERATOR}
 
 
 def find_operation(pattern: str, method: str) -> Operation | None:

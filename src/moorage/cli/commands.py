@@ -214,6 +214,38 @@ COMMANDS = (
         "moorage alloc status 4f2c",
     ),
     Command(
+        ("operator", "secrets", "status"),
+        "operator",
+        "secrets_status",
+        "say which key seals the secrets on record, and which may go",
+        "moorage operator secrets status",
+    ),
+    Command(
+        ("operator", "secrets", "rotate"),
+        "operator",
+        "secrets_rotate",
+        "seal all secrets on record anew with a new key, while everything works on",
+        "moorage operator secrets rotate",
+        "It waits until that is done and says which key may go. Interrupted, or with -detach, the server goes on.",
+    ),
+    Command(
+        ("operator", "debug"),
+        "operator",
+        "debug",
+        "gather what helps to find a fault into a file, without secrets",
+        "moorage operator debug -output debug.tar.gz",
+        "Records, explanations, settings, versions, recent driver calls and log lines; what the token may not read is "
+        "left out and named. Look at it before you give it away: names of volumes, nodes and paths are in it.",
+    ),
+    Command(
+        ("audit", "verify"),
+        "audit",
+        "verify",
+        "check that an audit log is whole, or say where it was changed",
+        "moorage audit verify /var/lib/moorage/server/audit.log",
+        "No server is asked. Without FILE the logs below this user's state directory are read.",
+    ),
+    Command(
         ("acl", "bootstrap"),
         "acl",
         "bootstrap",

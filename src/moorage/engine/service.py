@@ -9,6 +9,7 @@ from moorage.engine.access import Accesses
 from moorage.engine.acl import AccessControl
 from moorage.engine.allocations import Allocations
 from moorage.engine.checks import Checks
+from moorage.engine.diagnostics import Diagnostics
 from moorage.engine.events import Events, EventSettings
 from moorage.engine.fence_hooks import FenceHooks
 from moorage.engine.identities import Identities
@@ -42,6 +43,7 @@ class Service:
         hook: FenceHook | None = None,
         parts: Parts | None = None,
         sealing: Resealing | None = None,
+        diagnostics: Diagnostics | None = None,
         reset: ResetIndex | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
@@ -49,6 +51,7 @@ class Service:
         self.chance = chance
         self._repo = repo
         self.sealing = sealing
+        self.diagnostics = diagnostics or Diagnostics()
         self.reads = Reads(repo)
         self.identities = Identities(repo, self.reads, clock=clock, chance=chance, settings=self.settings)
         self.accesses = Accesses(repo, clock, self.settings.acl, identities=self.identities)

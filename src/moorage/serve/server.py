@@ -19,18 +19,21 @@ from moorage import config
 from moorage.api.app import App
 from moorage.api.limits import HttpSettings, Limits
 from moorage.config import Settings
+from moorage.engine.diagnostics import Diagnostics
 from moorage.engine.ports import AclSettings, EngineSettings, FenceHook, IdentitySettings
 from moorage.engine.service import Service
 from moorage.errors import BadRequest
-from moorage.log import configure_logging
+from moorage.log import configure_logging, list_recent
 from moorage.rules.filter import FilterLimits
 from moorage.rules.nodes import FencingSettings
+from moorage.serve.audit_writer import open_audit
 from moorage.serve.connections import Connections
 from moorage.serve.hooks import ProgramHook
 from moorage.serve.http import address_of, is_local, open_socket, serve_http
 from moorage.serve.open_files import bound_connections, raise_open_files
 from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.serve.secret_keys import Keys
+from moorage.serve.settings_view import show_settings
 from moorage.state.codec import Records
 from moorage.state.feed import Feed
 from moorage.state.repo import Repo
@@ -113,11 +116,19 @@ async def open_server(
             sealing = Resealing(store, records, keys)
             reset = ResetFile(data_dir / RESET_NAME)
             service = Service(
-                Repo(store, feed), RealClock(), RealChance(), engine, hook=hook, sealing=sealing, reset=reset
+                Repo(store, feed),
+                RealClock(),
+                RealChance(),
+                engine,
+                hook=hook,
+                sealing=sealing,
+                reset=reset,
+                diagnostics=Diagnostics(show_settings(settings), list_recent),
             )
-            app = App(service, choose_http(settings))
-            connections = make_book(app)
-            async with anyio.create_task_group() as group:
+            audited = open_audit(settings.audit, data_dir)
+            async with audited as audit, anyio.create_task_group() as group:
+                app = App(service, choose_http(settings), audit=audit)
+                connections = make_book(app)
                 await group.start(service.run)
                 await group.start(sealing.run)
                 await group.start(serve_http, app, listener, connections)
