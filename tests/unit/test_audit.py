@@ -313,9 +313,10 @@ async def test_an_agent_s_own_reports_are_not_noted_unless_refused() -> None:
         assert [(e.route, e.result) for e in kept.entries] == [("/v1/node/:id/reports", "refused")]
         kept.entries.clear()
         path = f"/v1/node/{NODE}/reports"
-        body, own = b'{"reports":[]}', Peer(is_embedded=True)
-        request = Request(method="PUT", path=path, parts=tuple(path.split("/")[1:]), body=body, peer=own)
-        assert (await kit.app.answer(request)).status == 200
+        secret = "moorage-node-" + "f" * 64
+        await kit.service.identities.join(NODE, secret, name="n1", join_token="", peer=Peer(is_embedded=True))
+        answer = await ask(kit, "PUT", path, {"reports": []}, **{"x-nomad-token": secret})
+        assert answer.status == 200, answer.body
         assert kept.entries == []
 
 
