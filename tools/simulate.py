@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # Sets of texts are walked in an order that depends on this; so a run is repeatable only with it.
 HASH_SEED = "0"
-CHUNK = 10
 TAIL_SHOWN = 60
 
 
@@ -75,7 +74,8 @@ def _run_all(seeds: list[int], *, jobs: int, plan: str | None) -> Iterator[Resul
         return
     with ProcessPoolExecutor(jobs) as pool:
         try:
-            yield from pool.map(run_planted, seeds, repeat(plan), chunksize=CHUNK)
+            # One at a time: with what is enough found, nothing is left but what is being run.
+            yield from pool.map(run_planted, seeds, repeat(plan))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -188,6 +188,8 @@ async def _look_around(tourist: Tourist) -> None:
         is_plain = found is not None and not (found.is_refused or found.is_stream or "plugin_id" in found.parameters)
         if is_plain and ":" not in path and not path.startswith("/v1/acl/"):
             await tourist.ask("GET", path)
+    for method in ("PUT", "POST", "DELETE"):
+        await tourist.ask(method, "/v1/volumes/claims")
     for part in ("client", "server"):
         await tourist.ask("GET", f"/v1/agent/health?type={part}")
     await tourist.ask("GET", "/v1/acl/token/self")

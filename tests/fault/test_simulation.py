@@ -35,13 +35,23 @@ PART = 50
 PLANTED_SEEDS = 80
 
 
+# What a run takes depends on its seeds, how long on who else uses the processors: so work is what is bounded.
+CPU_S = 55
+on_work = pytest.mark.timeout(600)
+
+
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the tool: it sets the hash seed, without which a run is not repeatable."""
-    command = [sys.executable, "-W", "error", str(TOOL), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=55)
+    """Run the tool: it sets the hash seed, without which a run is not repeatable.
+
+    Each of its processes is ended when it has used ``CPU_S`` seconds of a processor.
+    """
+    limited = ["sh", "-c", f'ulimit -t {CPU_S} && exec "$@"', "sh"]
+    command = [*limited, sys.executable, "-W", "error", str(TOOL), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
+@on_work
 @pytest.mark.parametrize("start", range(1, SEEDS + 1, PART))
 def test_seeds_keep_every_promise(start: int) -> None:
     done = simulate("--start", str(start), "--seeds", str(PART), "--jobs", str(min(2, os.cpu_count() or 1)))
@@ -50,6 +60,7 @@ def test_seeds_keep_every_promise(start: int) -> None:
 
 
 @pytest.mark.slow
+@on_work
 @pytest.mark.parametrize(
     ("defect", "validator", "start"),
     [
@@ -75,6 +86,7 @@ def test_every_defect_has_its_test() -> None:
     assert tried == set(PLANS)
 
 
+@on_work
 def test_a_seed_is_the_same_run_each_time() -> None:
     first, second = (simulate("--seed", "5", "-v") for _ in range(2))
     digest = re.search(r"digest (\w+)", first.stdout)

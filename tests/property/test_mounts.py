@@ -300,6 +300,27 @@ def test_two_claims_are_staged_once_and_unstaged_once() -> None:
     assert node.calls.index("Unstage") > max(i for i, c in enumerate(node.calls) if c == "Unpublish")
 
 
+def test_a_refused_claim_does_not_keep_a_broken_staging_from_the_others() -> None:
+    """Found by chance: b's target is taken, so b was held back with what it had published; a waited for b for ever."""
+    node = Node(stages=True)
+    for claim_id in IDS[:2]:
+        node.claims[claim_id] = _held(claim_id)
+    other = IDS[1]
+    node.settle()
+    target = f"/srv/{other}"
+    taken = replace(node.claims[other], claim=replace(node.claims[other].claim, target=target))
+    node.claims[other] = taken
+    node.uses = {other: replace(node.uses[other], target=target, phase="begun")}
+    node.targets[other] = TargetSeen("full_directory")
+    node.published[IDS[0]], node.staging = "absent", "broken"
+    node.calls.clear()
+    node.settle()
+    assert node.refused == {other}
+    assert (node.staging, node.published[IDS[0]]) == ("mount", "mount")
+    assert node.calls.index("Unpublish") < node.calls.index("Unstage") < node.calls.index("Stage")
+    check_end(node)
+
+
 def _held(claim_id: ClaimId) -> ClaimAssignment:
     claim = Claim(
         id=claim_id,

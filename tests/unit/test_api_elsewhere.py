@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+from urllib.parse import quote
+
 import anyio
 import pytest
 from app_asking import a_body, ask, read, text_of
 from engine_kit import NODE, running_kit
 
+from moorage.model import steps
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
+from moorage.testing.scripted import fault
 
 pytestmark = pytest.mark.anyio
 HOSTS = [
@@ -71,19 +77,36 @@ async def test_health() -> None:
         assert await read(kit, "GET", "/v1/agent/health?type=client") == {"client": ok}
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/evaluations", "/v1/deployments", "/v1/volumes/claims"])
+EMPTY = ["/v1/jobs?", "/v1/evaluations?", "/v1/deployments?", "/v1/volumes/claims?", "/v1/volumes?type=host&"]
+
+
+@pytest.mark.parametrize("path", EMPTY)
 async def test_empty_lists(path: str) -> None:
     async with running_kit() as kit:
-        answer = await ask(kit, "GET", f"{path}?prefix=x&namespace=*")
+        answer = await ask(kit, "GET", f"{path}prefix=x&namespace=*&filter=ID%20==%20x")
         assert (answer.status, answer.body, answer.headers["X-Nomad-Index"]) == (200, b"[]", "1")
-        assert (await ask(kit, "GET", f"{path}?wait=nonsense")).status == 400
+        assert (await ask(kit, "GET", f"{path}wait=nonsense")).status == 400
+        refused = await ask(kit, "GET", f"{path}filter=ID%20===")
+        assert (refused.status, "failed to read filter expression: 1:" in text_of(refused)) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/evaluations", "/v1/deployments"])
+async def test_empty_lists_take_no_writes(path: str) -> None:
+    async with running_kit() as kit:
         assert (await ask(kit, "PUT", path, {})).status == 405
 
 
-async def test_an_empty_list_does_not_answer_a_waiting_client_at_once() -> None:
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+async def test_the_method_of_host_claims_is_not_looked_at(method: str) -> None:
+    async with running_kit() as kit:
+        assert await read(kit, method, "/v1/volumes/claims?namespace=*") == []
+
+
+@pytest.mark.parametrize("path", EMPTY)
+async def test_an_empty_list_does_not_answer_a_waiting_client_at_once(path: str) -> None:
     async with running_kit() as kit:
         with anyio.move_on_after(0.2) as scope:
-            await ask(kit, "GET", "/v1/jobs?index=1&wait=60s")
+            await ask(kit, "GET", f"{path}index=1&wait=60s")
         assert scope.cancelled_caught
 
 
@@ -209,3 +232,92 @@ async def test_snapshots_beside_one_that_is_refused_are_made() -> None:
         assert (answer.status, text_of(answer)) == (500, '1 error occurred:\n\t* no such volume "none"\n\n')
         listed = await read(kit, "GET", "/v1/volumes/snapshot?plugin_id=hostpath")
         assert [s["ExternalSourceVolumeID"] for s in listed["Snapshots"]] == ["vol-1"]
+
+
+async def test_refusals_come_in_the_order_of_the_request() -> None:
+    async with running_kit() as kit:
+        await read(kit, "PUT", "/v1/volume/csi/web/create", a_body("web"))
+        unnamed, missing = {"SourceVolumeID": "web"}, {"SourceVolumeID": "none", "Name": "s"}
+        answer = await ask(kit, "PUT", "/v1/volumes/snapshot", {"Snapshots": [unnamed, missing]})
+        first, second = text_of(answer).split("\n\t* ")[1:]
+        assert ("missing Name" in first, second) == (True, 'no such volume "none"\n\n')
+        volumes = [a_body(i, CloneID=f"gone-{i}")["Volumes"][0] for i in ("z", "m", "a")]  # type: ignore[index]
+        kit.driver.fail(steps.CreateVolume, *[fault("NOT_FOUND", final=True)] * 3)
+        answer = await ask(kit, "PUT", "/v1/volume/csi/z/create", {"Volumes": volumes})
+        assert re.findall(r'volume "(\w)" content source', text_of(answer)) == ["z", "m", "a"]
+
+
+@pytest.mark.parametrize("path", ["/v1/volumes/snapshot", "/v1/volumes"])
+@pytest.mark.parametrize(
+    ("query", "body", "is_refused"),
+    [
+        ("", {"Region": "mars"}, True),
+        ("?region=", {"Region": "mars"}, True),
+        ("?region=global", {"Region": "mars"}, False),
+        ("?region=mars", {"Region": "global"}, True),
+        ("", {"Region": "global"}, False),
+    ],
+)
+async def test_the_region_of_a_body_counts_where_the_query_has_none(
+    path: str, query: str, body: dict[str, str], *, is_refused: bool
+) -> None:
+    async with running_kit() as kit:
+        assert (text_of(await ask(kit, "PUT", path + query, body)) == "No path to region") is is_refused
+
+
+@pytest.mark.parametrize(("query", "namespace"), [("", "body"), ("?namespace=", "body"), ("?namespace=query", "query")])
+async def test_the_namespace_of_a_body_counts_where_the_query_has_none(query: str, namespace: str) -> None:
+    async with running_kit() as kit:
+        body = a_body("web") | {"Namespace": "body"}
+        text = text_of(await ask(kit, "PUT", f"/v1/volume/csi/web/create{query}", body))
+        assert f"volume web is in nonexistent namespace {namespace}" in text
+
+
+async def test_allocations_page_and_filter() -> None:
+    async with running_kit() as kit:
+        ids = [f"00000000-0000-4000-8000-00000000000{n}" for n in range(4)]
+        for number, use in enumerate(ids):
+            await read(kit, "PUT", f"/v1/volume/csi/v{number}/create", a_body(f"v{number}"))
+            volume = {"Name": "data", "Source": f"v{number}"}
+            body = {"Allocation": {"ID": use, "NodeID": NODE, "Name": f"use-{number}", "Volumes": [volume]}}
+            await read(kit, "PUT", "/v1/allocations", body)
+
+        async def find(query: str) -> tuple[list[str], str]:
+            answer = await ask(kit, "GET", f"/v1/allocations?{query}")
+            assert answer.status == 200, text_of(answer)
+            return [row["ID"] for row in json.loads(answer.body)], answer.headers.get("X-Nomad-NextToken", "")
+
+        assert await find("per_page=3") == (ids[:3], ids[3])
+        assert await find(f"per_page=3&next_token={ids[3]}") == (ids[3:], "")
+        assert await find("per_page=3&reverse=true") == (ids[:0:-1], ids[0])
+        assert await find(f"per_page=3&reverse=true&next_token={ids[0]}") == (ids[:1], "")
+        assert await find("filter=Name%20==%20%22use-2%22") == (ids[2:3], "")
+        volume = quote('any Mounts as m { m.Volume == "v1" }')
+        assert await find(f"filter={volume}") == (ids[1:2], "")
+        assert (await ask(kit, "GET", "/v1/allocations?filter=Nope%20==%20x")).status == 400
+        assert (await ask(kit, "GET", "/v1/allocations?per_page=-1")).status == 400
+
+
+async def test_nodes_backwards() -> None:
+    async with running_kit() as kit:
+        others = [NodeId(f"{n}" + NODE[1:]) for n in (2, 3)]
+        for other in others:
+            await kit.service.nodes.register(Node(id=other, name=other[:1], boot_id="b"))
+        answer = await ask(kit, "GET", "/v1/nodes?reverse=true&per_page=2")
+        assert [row["ID"] for row in json.loads(answer.body)] == others[::-1]
+        assert answer.headers["X-Nomad-NextToken"] == NODE
+
+
+@pytest.mark.parametrize(("page", "name"), [("external", "Volumes"), ("snapshot", "Snapshots")])
+async def test_a_page_of_a_driver_that_ignores_its_size(page: str, name: str) -> None:
+    """The scripted driver lists everything at once and gives no token."""
+    async with running_kit() as kit:
+        for volume in ("a", "b", "c"):
+            await read(kit, "PUT", f"/v1/volume/csi/{volume}/create", a_body(volume))
+            await read(kit, "PUT", "/v1/volumes/snapshot", {"Snapshots": [{"SourceVolumeID": volume, "Name": volume}]})
+        path = f"/v1/volumes/{page}?plugin_id=hostpath"
+        everything = (await read(kit, "GET", path))[name]
+        first = await read(kit, "GET", f"{path}&per_page=2")
+        rest = await read(kit, "GET", f"{path}&per_page=2&next_token={quote(first['NextToken'])}")
+        assert (first[name], rest[name], rest["NextToken"]) == (everything[:2], everything[2:], "")
+        assert len(everything) == 3

@@ -7,7 +7,8 @@ import re
 from moorage.api import answers
 from moorage.api.bodies import AllocationBody, StartBody, decode
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
-from moorage.api.params import parse_namespace, parse_read
+from moorage.api.nodes import cut_rows
+from moorage.api.params import check_page_size, parse_namespace, parse_read
 from moorage.api.volumes import mount_options, wait_for_change
 from moorage.engine.reads import ALLOCATIONS
 from moorage.engine.service import Service
@@ -15,6 +16,8 @@ from moorage.errors import BadRequest
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
 from moorage.rules.authorize import MOUNT, READ_ALLOCATION, STOP_ALLOCATION, demand
+from moorage.rules.filter import compile_filter
+from moorage.rules.filter_types import ALLOCATION_STUB
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -22,15 +25,19 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 async def list_allocations(service: Service, request: Request) -> Answer:
     """GET /v1/allocations."""
     options = parse_read(request)
+    check_page_size(options)
+    chosen = compile_filter(options.filter, ALLOCATION_STUB, service.settings.filters) if options.filter else None
     reads = service.reads
     await wait_for_change(service, options, (ALLOCATIONS,), lambda: reads.table_index(ALLOCATIONS))
     is_seen = request.access.chooser(READ_ALLOCATION)
-    rows = [
+    rows = (
         answers.allocation_row(r.value, r.created, r.modified, service.reads.claims_of(r.value))
         for r in reads.list_allocations(options.namespace, options.prefix)
         if is_seen(r.value.namespace)
-    ]
-    return json_answer(request, rows, Meta(index=reads.table_index(ALLOCATIONS)))
+    )
+    page, next_token = cut_rows(rows, options, chosen)
+    headers = {"X-Nomad-NextToken": next_token} if next_token else {}
+    return json_answer(request, page, Meta(index=reads.table_index(ALLOCATIONS)), **headers)
 
 
 async def read_allocation(service: Service, request: Request, allocation_id: str) -> Answer:

@@ -16,6 +16,7 @@ from moorage.api.params import check_region, parse_bool, parse_read
 from moorage.api.volumes import wait_for_change
 from moorage.engine.service import Service
 from moorage.errors import BadRequest, NotFound, Rejected
+from moorage.rules.filter import check_filter
 
 # Tables that are never written: the index of an empty one, so that a client that waits on it does not spin.
 NOTHING_YET = Meta(index=1)
@@ -25,8 +26,9 @@ NOTHING_YET = Meta(index=1)
 
 
 async def list_nothing(service: Service, request: Request) -> Answer:
-    """GET of jobs, evaluations, deployments, claims of host volumes."""
+    """GET of jobs, evaluations, deployments, host volumes and claims on them."""
     options = parse_read(request)
+    check_filter(options.filter, service.settings.filters)
     # Nothing here will ever change: a client that waits is kept until its time is up.
     await wait_for_change(service, options, (), lambda: NOTHING_YET.index)
     return json_answer(request, [], NOTHING_YET)

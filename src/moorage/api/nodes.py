@@ -111,10 +111,12 @@ async def list_nodes(service: Service, request: Request) -> Answer:
 def cut_rows(
     rows: Iterable[dict[str, Any]], options: ReadOptions, chosen: Filter | None
 ) -> tuple[list[dict[str, Any]], str]:
-    """One page of rows in order of their IDs, and the ID that the next page begins with."""
+    """One page of rows in order of their IDs, or backwards if asked for, and the ID that the next page begins with."""
     page: list[dict[str, Any]] = []
-    for row in rows:
-        if row["ID"] < options.next_token or (chosen is not None and not chosen.matches(row)):
+    token = options.next_token
+    for row in reversed(tuple(rows)) if options.is_reversed else rows:
+        is_before = row["ID"] > token if options.is_reversed and token else row["ID"] < token
+        if is_before or (chosen is not None and not chosen.matches(row)):
             continue
         if options.per_page and len(page) == options.per_page:
             return page, str(row["ID"])

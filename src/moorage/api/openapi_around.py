@@ -133,7 +133,8 @@ _EMPTY = Operation(
 _HOST = _refused("refused: only CSI volumes are here", body=HostVolumesBody)
 
 _ELSEWHERE: Operations = {
-    **{f"/v1/{page}": {"GET": _EMPTY} for page in ("jobs", "evaluations", "deployments", "volumes/claims")},
+    **{f"/v1/{page}": {"GET": _EMPTY} for page in ("jobs", "evaluations", "deployments")},
+    "/v1/volumes/claims": dict.fromkeys(("GET", "PUT", "DELETE"), _EMPTY),
     "/v1/volumes/claim/:id": {"DELETE": _refused("refused: there is no such claim")},
     "/v1/volume/host/create": {"PUT": _HOST},
     "/v1/volume/host/register": {"PUT": _HOST},

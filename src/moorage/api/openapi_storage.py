@@ -160,8 +160,9 @@ _ALLOCATIONS: Operations = {
         "GET": Operation(
             group="Allocations",
             summary="list allocations: uses of volumes on nodes",
-            parameters=("prefix", *NAMED_READ),
+            parameters=("prefix", "filter", "reverse", *PAGED, *NAMED_READ),
             answer=list_of(ref("AllocationRow")),
+            headers=(*META, "X-Nomad-NextToken"),
             extension="`Mounts` says where each volume is.",
         ),
         "PUT": Operation(
@@ -202,7 +203,7 @@ _NODES: Operations = {
         "GET": Operation(
             group="Nodes",
             summary="list nodes",
-            parameters=("prefix", "filter", *PAGED, *READ),
+            parameters=("prefix", "filter", "reverse", *PAGED, *READ),
             answer=list_of(ref("NodeStub")),
             headers=(*META, "X-Nomad-NextToken"),
         )

@@ -162,7 +162,14 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/jobs", _get(elsewhere.list_nothing, grants.JOBS), is_blocking=True),
     Route("/v1/evaluations", _get(elsewhere.list_nothing, grants.JOBS), is_blocking=True),
     Route("/v1/deployments", _get(elsewhere.list_nothing, grants.JOBS), is_blocking=True),
-    Route("/v1/volumes/claims", _get(elsewhere.list_nothing, grants.VOLUME_READ), is_blocking=True),
+    # The recorded server looks at no method here.
+    Route(
+        "/v1/volumes/claims",
+        _get(elsewhere.list_nothing, grants.VOLUME_READ)
+        | _delete(elsewhere.list_nothing, grants.VOLUME_READ)
+        | _write(elsewhere.list_nothing, grants.VOLUME_READ),
+        is_blocking=True,
+    ),
     Route("/v1/volumes/claim/:id", _delete(elsewhere.delete_host_claim, grants.VOLUME_DEREGISTER)),
     Route("/v1/volume/host/create", _write(elsewhere.create_host_volume, grants.VOLUME_WRITE)),
     Route("/v1/volume/host/register", _write(elsewhere.create_host_volume, grants.VOLUME_WRITE)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from moorage.api import answers
+from moorage.api.elsewhere import list_nothing
 from moorage.api.http import Answer, Meta, Request, json_answer, text_answer
 from moorage.api.params import ReadOptions, check_page_size, parse_read
 from moorage.api.volumes import wait_for_change
@@ -23,8 +24,7 @@ async def list_volumes(service: Service, request: Request) -> Answer:
         may_list = request.access.may(ALL_NAMESPACES, LIST)
         return json_answer(request, [], Meta(index=service.reads.volumes_index if may_list else 0))
     if kind == "host":
-        parse_read(request)
-        return json_answer(request, [], Meta(index=1))
+        return await list_nothing(service, request)
     if kind != "csi":
         return text_answer(404, "resource not found")
     options = parse_read(request)

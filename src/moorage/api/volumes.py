@@ -101,10 +101,7 @@ def _written(request: Request, written: Written) -> Answer:
 
 def _parse_volumes(service: Service, request: Request) -> list[Volume]:
     body = decode(VolumesBody, request.body)
-    namespace = parse_namespace(request)
-    check_region({"region": body.region} if "region" not in request.query else {})
-    if "namespace" not in request.query and body.namespace:
-        namespace = body.namespace
+    namespace = _find_namespace(request, body)
     # The path's ID is not looked at: the recorded server never compares it with the body's.
     volumes = [_volume(v, namespace) for v in body.volumes or []]
     for volume in volumes:
@@ -136,6 +133,17 @@ def _refuse_namespace(access: Access, volume: Volume) -> MoorageError:
     if access.is_strict or is_seen or not access.may(ALL_NAMESPACES, authorize.WRITE):
         return refuse()
     return no_namespace(volume)
+
+
+def _find_namespace(request: Request, body: VolumesBody | SnapshotsBody) -> str:
+    """The namespace of a write: the query's, else the body's; so with the region, which must be ours.
+
+    Source: contract §1.4.
+    """
+    namespace = parse_namespace(request)
+    if not request.query.get("region"):
+        check_region({"region": body.region})
+    return namespace if request.query.get("namespace") else body.namespace or namespace
 
 
 def _volume(body: VolumeBody, namespace: str) -> Volume:
@@ -266,9 +274,7 @@ async def list_snapshots(service: Service, request: Request) -> Answer:
 async def create_snapshots(service: Service, request: Request, source_volume_id: str = "") -> Answer:
     """PUT or POST /v1/volumes/snapshot, and both forms that the documentation shows with a volume ID in the path."""
     body = decode(SnapshotsBody, request.body)
-    namespace = parse_namespace(request)
-    if "namespace" not in request.query and body.namespace:
-        namespace = body.namespace
+    namespace = _find_namespace(request, body)
     demand(request.access.may_write(namespace))
     asked = [_snapshot_request(s, source_volume_id) for s in body.snapshots or []]
     made = await service.listings.create_snapshots(namespace, asked)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import heapq
 
+# Entries that may be stale before the heap is made anew.
+STALE_MIN = 64
+
 
 class DueKeys:
-    """A set of keys with times (ns). Setting a key again moves it; stale heap entries are skipped when popped."""
+    """A set of keys with times (ns). Setting a key again moves it.
+
+    Stale heap entries are skipped when popped. Most keys are dropped long before they are due (a listing's record is
+    kept ten minutes for its caller, who reads it at once), so the heap is made anew when most of it is stale: it never
+    holds more than twice the keys and ``STALE_MIN``.
+    """
 
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
@@ -17,10 +25,22 @@ class DueKeys:
         if self._times.get(key) != at_ns:
             self._times[key] = at_ns
             heapq.heappush(self._heap, (at_ns, key))
+            self._shed()
 
     def drop(self, key: str) -> None:
         """Forget the key."""
-        self._times.pop(key, None)
+        if self._times.pop(key, None) is not None:
+            self._shed()
+
+    def _shed(self) -> None:
+        if len(self._heap) > 2 * len(self._times) + STALE_MIN:
+            self._heap = [(at, key) for key, at in self._times.items()]
+            heapq.heapify(self._heap)
+
+    @property
+    def entries(self) -> int:
+        """How many entries are held, the stale ones too."""
+        return len(self._heap)
 
     def next_ns(self) -> int | None:
         """When the earliest key is due, or None."""
@@ -35,6 +55,8 @@ class DueKeys:
             key = heapq.heappop(self._heap)[1]
             del self._times[key]
             found.append(key)
+        if found:
+            self._shed()
         return found
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from moorage.model.steps import (
     VolumesListed,
 )
 from moorage.model.volume import Secrets
+from moorage.rules.driver_pages import cut_page, parse_place
 from moorage.rules.explanations import explain
 from moorage.rules.plugins import find_controller_info
 from moorage.rules.registration import join_errors
@@ -66,10 +67,13 @@ class Listings:
         plugin, info = self._find_plugin(plugin_id, "no such plugin")
         if info is None or not info.supports_list_volumes:
             raise Rejected("unimplemented for this plugin", code="unsupported", plugin=plugin_id)
-        step = ListVolumes(entries_max=entries_max, starting_token=starting_token)
+        place = parse_place(starting_token)
+        step = ListVolumes(entries_max=entries_max, starting_token=place.token)
         outcome = await self._operations.run(plugin.id, step)
         if isinstance(outcome, VolumesListed):
-            return Page(volumes=outcome.volumes, next_token=outcome.next_token)
+            token = outcome.next_token
+            volumes, token = cut_page(outcome.volumes, place, entries_max=entries_max, next_token=token)
+            return Page(volumes=volumes, next_token=token)
         assert isinstance(outcome, Failed)
         raise Rejected(explain(step, outcome.fault), code="driver_refused", plugin=plugin_id)
 
@@ -78,33 +82,37 @@ class Listings:
         plugin, info = self._find_plugin(plugin_id, "no such plugin")
         if info is None or not info.supports_list_snapshots:
             raise Rejected("plugin does not support listing snapshots", code="unsupported", plugin=plugin_id)
-        step = ListSnapshots(entries_max=entries_max, starting_token=starting_token, secrets=secrets)
+        place = parse_place(starting_token)
+        step = ListSnapshots(entries_max=entries_max, starting_token=place.token, secrets=secrets)
         outcome = await self._operations.run(plugin.id, step)
         if isinstance(outcome, SnapshotsListed):
-            return Page(snapshots=outcome.snapshots, next_token=outcome.next_token)
+            token = outcome.next_token
+            snapshots, token = cut_page(outcome.snapshots, place, entries_max=entries_max, next_token=token)
+            return Page(snapshots=snapshots, next_token=token)
         assert isinstance(outcome, Failed)
         raise Rejected(explain(step, outcome.fault), code="driver_refused", plugin=plugin_id)
 
     async def create_snapshots(self, namespace: str, requests: Sequence[SnapshotRequest]) -> list[SnapshotMade]:
         """Make snapshots; all requests are checked before the driver is called for any. One that is refused does not
-        keep the others from being made. Raises Rejected with the failures of all; what was made stays."""
+        keep the others from being made. Raises Rejected with the failures of all, in the order of the requests; what
+        was made stays."""
         prepared = []
-        refusals = []
-        for request in requests:
+        refusals: dict[int, str] = {}
+        for position, request in enumerate(requests):
             try:
-                prepared.append(self._prepare(namespace, request))
+                prepared.append((position, *self._prepare(namespace, request)))
             except Rejected as error:
-                refusals.append(error.message)
+                refusals[position] = error.message
         made: list[SnapshotMade] = []
-        for request, plugin_id, step, serial_key in prepared:
+        for position, request, plugin_id, step, serial_key in prepared:
             outcome = await self._operations.run(plugin_id, step, serial_key=serial_key)
             if isinstance(outcome, SnapshotCreated):
                 made.append(SnapshotMade(snapshot=outcome.snapshot, request=request, plugin_id=plugin_id))
             else:
                 assert isinstance(outcome, Failed)
-                refusals.append(f"could not create snapshot: {explain(step, outcome.fault)}")
+                refusals[position] = f"could not create snapshot: {explain(step, outcome.fault)}"
         if refusals:
-            raise Rejected(join_errors(refusals), code="snapshot_refused")
+            raise Rejected(join_errors([refusals[p] for p in sorted(refusals)]), code="snapshot_refused")
         return made
 
     def _prepare(

@@ -141,19 +141,19 @@ class Registrations:
             self._checks.check_can_create(volume, self._checks.find_working_plugin(volume))
         self._check_targets(volumes)
         results: list[Volume | None] = [None] * len(volumes)
-        failures: list[MoorageError] = []
+        failures: dict[int, MoorageError] = {}
 
         async def make(index: int, volume: Volume) -> None:
             try:
                 results[index] = await self._create_one(volume)
             except MoorageError as error:
-                failures.append(error)
+                failures[index] = error
 
         async with anyio.create_task_group() as group:
             for index, volume in enumerate(volumes):
                 group.start_soon(make, index, volume)
         if failures:
-            raise _join_failures(failures)
+            raise _join_failures([failures[i] for i in sorted(failures)])
         return self._checks.answer([v for v in results if v is not None], self._reads.volumes_index, "")
 
     def _check_targets(self, volumes: Sequence[Volume]) -> None:
@@ -267,8 +267,11 @@ class Registrations:
 
 
 def _join_failures(failures: Sequence[MoorageError]) -> MoorageError:
-    """All failures as one, in the recorded form. It is of the kind that asking again may cure, if one of them is."""
-    text = join_errors(sorted(error.message for error in failures))
+    """All failures as one, in the recorded form and the order of the request.
+
+    It is of the kind that asking again may cure, if one of them is.
+    """
+    text = join_errors([error.message for error in failures])
     for error in failures:
         if isinstance(error, Unavailable):
             return Unavailable(text, code=error.code, retry_after_s=error.retry_after_s, **error.fields)

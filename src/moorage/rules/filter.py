@@ -1,7 +1,7 @@
 """Filters of lists: a text in the recorded API's filter language, compiled once to a test of one datum. Pure.
 
 Where this differs from the recorded server on purpose: a quoted value that begins with "/" is compared whole;
-``Secrets`` is always empty; a loop's name hides others only inside its own loop; length, nesting and nested loops
+``Secrets`` cannot be asked for; a loop's name hides others only inside its own loop; length, nesting and nested loops
 have limits, but nesting within them never makes the parser give up.
 Source: contract volumes-api §5.2-§5.5.
 """
@@ -44,6 +44,12 @@ class FilterLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT_LIMITS = FilterLimits()
+
+
+def check_filter(text: str, limits: FilterLimits = DEFAULT_LIMITS) -> None:
+    """Refuse what is no filter, where a list is always empty and nothing will be asked. Raises BadRequest."""
+    if text:
+        parse(text, bytes_max=limits.bytes_max, terms_max=limits.terms_max)
 
 
 @lru_cache(maxsize=FILTERS_KEPT_MAX)

@@ -162,3 +162,41 @@ NODE_STUB = Record(
         "Version": STRING,
     },
 )
+
+# An allocation as lists show it, with where its volumes are.
+ALLOCATION_STUB = Record(
+    "structs.Allocation",
+    {
+        "ClientDescription": STRING,
+        "ClientStatus": STRING,
+        "CreateIndex": UINT64,
+        "CreateTime": INT64,
+        "DesiredDescription": STRING,
+        "DesiredStatus": STRING,
+        "ID": STRING,
+        "JobID": STRING,
+        "JobType": STRING,
+        "ModifyIndex": UINT64,
+        "ModifyTime": INT64,
+        "Mounts": _list_of(
+            _pointer(
+                "Mount",
+                {
+                    "Attempts": INT,
+                    "LastError": STRING,
+                    "Name": STRING,
+                    "Path": STRING,
+                    "ReadOnly": BOOL,
+                    "State": STRING,
+                    "Target": STRING,
+                    "Volume": STRING,
+                },
+            )
+        ),
+        "Name": STRING,
+        "Namespace": STRING,
+        "NodeID": STRING,
+        "NodeName": STRING,
+        "TaskGroup": STRING,
+    },
+)

@@ -365,6 +365,13 @@ def _refuse(item: Item) -> Action:
     return Refuse(claim_id=item.claim_id, report=report)
 
 
+def _refuse_open(item: Item) -> Action:
+    """Refuse, but first leave a staging that must be undone: the disk's other claims wait for that."""
+    is_foul = item.view.node is not None and stage_fact(item.view, item.begun) == "foul"
+    action = _clear_staging(item) if is_foul else REST
+    return action if isinstance(action, Unpublish) else _refuse(item)
+
+
 def _forget(item: Item) -> Action:
     return Forget(claim_id=item.claim_id)
 
@@ -375,7 +382,7 @@ Cell = Callable[[Item], Action]
 NEXT: dict[tuple[Goal, PublishFact], tuple[Cell, Cell, Cell, Cell, Cell]] = {
     #                      unneeded     open         ready        stale        blocked
     ("mount", "unbegun"): (_begin, _begin, _begin, _begin, _refuse),
-    ("mount", "open"): (_advance, _advance, _advance, _advance, _refuse),
+    ("mount", "open"): (_advance, _advance, _advance, _advance, _refuse_open),
     ("mount", "ready"): (_settle, _bind, _settle, _unbind, _refuse),
     ("mount", "foul"): (_undo, _undo, _undo, _undo, _undo),
     ("mount", "gone"): (_forget, _forget, _forget, _forget, _forget),
