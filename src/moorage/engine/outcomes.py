@@ -110,15 +110,17 @@ class Outcomes:
 
     def _fold_volume(self, write: Write, key: str, found: Record[Volume], outcome: Outcome) -> None:
         volume = found.value
-        others: list[str] = []
+        others: list[Volume] = []
         if isinstance(outcome, Created):
             same_disk = self._repo.view.volumes.of_disk(volume.plugin_id, outcome.external_id)
-            others = sorted(r.value.id for r in same_disk if r.value.key != volume.key)
+            others = [r.value for r in same_disk if r.value.key != volume.key]
+        # A refusal names volumes of its own namespace only: who creates here may not know what is there.
+        named = sorted(other.id for other in others if other.namespace == volume.namespace)
         folding = volume_rules.Folding(
             now_ns=self._clock.now_ns(),
             jitter=self._chance.jitter(),
             is_external_id_taken=bool(others),
-            taken_by=others[0] if others else "",
+            taken_by=named[0] if named else "",
         )
         after = volume_rules.fold_outcome(volume, outcome, folding)
         if after is None:

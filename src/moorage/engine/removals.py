@@ -131,13 +131,15 @@ class Removals:
         same_disk = self._repo.view.claims.of_disk(volume.plugin_id, volume.external_id)
         if read.claims or same_disk:
             raise self._checks.in_use(read)
-        others = [r.value.id for r in self._others_of_disk(volume)]
+        others = [r.value for r in self._others_of_disk(volume)]
         if others:
+            named = [other.id for other in others if other.namespace == volume.namespace]
+            other = f'"{named[0]}"' if named else "a volume of another namespace"
             text = (
-                f'volume "{volume.id}" and "{others[0]}" are records of one disk: deleting it would take the data of '
+                f'volume "{volume.id}" and {other} are records of one disk: deleting it would take the data of '
                 f"both; deregister the records that should go first"
             )
-            raise Conflict(text, code="shared_disk", volume=volume.id, other=others[0])
+            raise Conflict(text, code="shared_disk", volume=volume.id, other=named[0] if named else "")
         plugin = self._repo.view.find_plugin(volume.plugin_id)
         if plugin is None:
             raise NotFound(f"plugin not found: {volume.plugin_id}", code="plugin_missing", volume=volume.id)

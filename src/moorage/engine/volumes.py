@@ -122,10 +122,12 @@ class Registrations:
         for volume in volumes:
             others = view.volumes.of_disk(volume.plugin_id, volume.external_id)
             if others and len(texts) < WARNINGS_MAX:
+                named = [r.value.id for r in others if r.value.namespace == volume.namespace]
+                first = f'"{named[0]}"' if named else "a volume of another namespace"
                 more = f" and {len(others) - 1} more" if len(others) > 1 else ""
                 texts.append(
                     f'external ID "{volume.external_id}" of volume "{volume.id}" is registered already as '
-                    f'"{others[0].value.id}"{more}: claims on all records of that disk are admitted together'
+                    f"{first}{more}: claims on all records of that disk are admitted together"
                 )
         return "; ".join(texts)
 

@@ -137,7 +137,7 @@ class Why:
             plugin=plugin.value if plugin else None,
             claims=self._claim_cases(r.value for r in records),
             queue=self._find_queue(keys.volume_key(*volume.key), volume.progress.next_try_at_ns),
-            others=tuple(sorted(f'"{r.value.id}"' for r in same if r.value.key != volume.key)),
+            others=_name_others(volume, [r.value for r in same]),
         )
 
     def _claim_cases(self, claims: Iterable[Claim]) -> tuple[ClaimCase, ...]:
@@ -219,6 +219,13 @@ class Why:
             return
         if self._handed_out.get(key, (None, 0))[0] != _mark(planned):
             self._handed_out[key] = (_mark(planned), self._clock.now_ns())
+
+
+def _name_others(volume: Volume, same_disk: Iterable[Volume]) -> tuple[str, ...]:
+    """The other records of a volume's disk; of those in other namespaces no more than that there are some."""
+    others = [v for v in same_disk if v.key != volume.key]
+    named = sorted(f'"{v.id}"' for v in others if v.namespace == volume.namespace)
+    return (*named, "a volume of another namespace") if len(named) < len(others) else tuple(named)
 
 
 def _mark(planned: Planned) -> tuple[int, str]:

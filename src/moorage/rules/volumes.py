@@ -111,7 +111,8 @@ def is_shown(volume: Volume | None) -> bool:
 
 class Folding(msgspec.Struct, frozen=True, kw_only=True):
     """What FOLD needs beside the record: the moment (ns), a jitter in [0, 1), and whether the external ID that a
-    create answered is registered already (then the record of that disk is somebody else's), and as which volume."""
+    create answered is registered already (then the record of that disk is somebody else's), and as which volume of the
+    same namespace (empty: of another)."""
 
     now_ns: int
     jitter: float
@@ -131,8 +132,9 @@ def fold_outcome(volume: Volume, outcome: Outcome, folding: Folding) -> Volume |
 def _created(volume: Volume, outcome: Outcome, folding: Folding) -> Volume:
     assert isinstance(outcome, Created)
     if folding.is_external_id_taken:
+        which = f' "{outcome.external_id}"' if folding.taken_by else ""
         text = (
-            f'the driver answered with external ID "{outcome.external_id}", which is registered already'
+            f"the driver answered with an external ID{which} which is registered already"
             f'{_as_whom(folding)}: another volume has the name "{volume.name}"'
         )
         return _give_up(volume, text, folding)
@@ -152,7 +154,7 @@ def _created(volume: Volume, outcome: Outcome, folding: Folding) -> Volume:
 
 
 def _as_whom(folding: Folding) -> str:
-    return f' as volume "{folding.taken_by}"' if folding.taken_by else ""
+    return f' as volume "{folding.taken_by}"' if folding.taken_by else " in another namespace"
 
 
 def _give_up(volume: Volume, text: str, folding: Folding) -> Volume:
