@@ -9,7 +9,14 @@ from moorage.csi.calls import RPCS
 from moorage.csi.status import BY_METHOD, DEFAULT, judge
 from moorage.rpc import UNREADABLE
 
-UNCERTAIN = {"CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "UNAVAILABLE"}
+UNCERTAIN = {"CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "UNAVAILABLE", "UNKNOWN", "INTERNAL"}
+# What may have done something when it failed with UNKNOWN or INTERNAL.
+CHANGING = {
+    "CreateVolume", "DeleteVolume", "ControllerPublishVolume", "ControllerUnpublishVolume", "ControllerExpandVolume",
+    "ControllerModifyVolume", "CreateSnapshot", "DeleteSnapshot", "CreateVolumeGroupSnapshot",
+    "DeleteVolumeGroupSnapshot", "NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume",
+    "NodeExpandVolume",
+}  # fmt: skip
 DONE = {
     "DeleteVolume",
     "DeleteSnapshot",
@@ -25,6 +32,8 @@ METHODS = sorted(rpc.name for rpc in RPCS.values())
 @pytest.mark.parametrize("status", STATUSES)
 def test_cell(method: str, status: str) -> None:
     expected = "uncertain" if status in UNCERTAIN else "final"
+    if status in {"UNKNOWN", "INTERNAL"} and method not in CHANGING:
+        expected = "final"
     if status == "NOT_FOUND" and method in DONE:
         expected = "done"
     if status == "ABORTED" and method in {"ListVolumes", "ListSnapshots"}:

@@ -11,7 +11,8 @@ from moorage.errors import BadRequest, Conflict, DeadlineExceeded, NotFound, Rej
 from moorage.model import steps
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
-from moorage.model.volume import Capability, Secrets, Volume
+from moorage.model.volume import Capability, Fault, Secrets, Volume
+from moorage.rules.backoff import UNCLEAR_MAX
 from moorage.state.memory import MemoryStore
 from moorage.testing.scripted import fault
 
@@ -113,6 +114,59 @@ async def test_delete_refused_keeps_the_volume() -> None:
         found = kit.service.reads.find_volume("default", "web")
         assert found is not None
         assert found.record.value.wanted == "present"
+
+
+def unclear_faults(count: int) -> list[Fault]:
+    return [fault("INTERNAL", final=False, message="backend is cross")] * count
+
+
+async def wait_no_volumes(kit) -> None:  # type: ignore[no-untyped-def]
+    with anyio.fail_after(5):
+        while list(kit.repo.view.volumes):
+            await anyio.sleep(0.01)
+
+
+async def test_a_passing_internal_error_is_not_seen() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.CreateVolume, *unclear_faults(UNCLEAR_MAX - 1))
+        written = await kit.service.registrations.create([a_volume("web")])
+        assert written.volumes[0].record.value.external_id == "vol-1"
+
+
+async def test_a_lasting_internal_error_is_told_as_recorded_and_what_it_left_is_deleted() -> None:
+    async with running_kit() as kit:
+        # The driver makes the volume and says INTERNAL each time: the volume must not stay.
+        kit.driver.fail(steps.CreateVolume, *unclear_faults(UNCLEAR_MAX), after_effect=True)
+        with pytest.raises(Rejected, match="Internal desc = backend is cross") as caught:
+            await kit.service.registrations.create([a_volume("web")])
+        assert caught.value.code == "driver_refused"
+        await wait_no_volumes(kit)
+        assert kit.driver.volumes == {}
+        assert [type(c) for c in kit.driver.calls][-1] is steps.DeleteVolume
+
+
+async def test_a_mended_create_takes_the_place_of_one_that_was_told_to_have_failed() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.CreateVolume, *unclear_faults(UNCLEAR_MAX))
+        kit.driver.fail(steps.CreateVolume, *unclear_faults(1))
+        with pytest.raises(Rejected, match="backend is cross"):
+            await kit.service.registrations.create([a_volume("web")])
+        written = await kit.service.registrations.create([a_volume("web", parameters={"pool": "right"})])
+        assert written.volumes[0].record.value.wanted == "present"
+        assert len(kit.driver.volumes) == 1
+        found = kit.service.reads.find_volume("default", "web")
+        assert found is not None
+        assert found.record.value.parameters == {"pool": "right"}
+
+
+async def test_a_lasting_internal_error_of_a_deletion_is_told_and_it_can_be_asked_again() -> None:
+    async with running_kit() as kit:
+        await kit.service.registrations.create([a_volume("web")])
+        kit.driver.fail(steps.DeleteVolume, *unclear_faults(UNCLEAR_MAX))
+        with pytest.raises(Rejected, match="backend is cross"):
+            await kit.service.removals.delete("default", "web", secrets=Secrets())
+        await kit.service.removals.delete("default", "web", secrets=Secrets())
+        assert kit.driver.volumes == {}
 
 
 async def test_claim_blocks_delete_before_the_driver_is_called() -> None:

@@ -168,6 +168,17 @@ def test_mount_keeps_the_publish_context() -> None:
     assert after.state == Mounted(path="/a", publish_path="/p", publish_context={"d": "1"})
 
 
+@pytest.mark.parametrize(
+    ("state", "wanted"), [(Taken(), "released"), (Attached(), "released"), (Mounted(path="/t"), "held")]
+)
+def test_unclear_answers_release_a_claim_that_is_not_mounted_yet(state: object, wanted: str) -> None:
+    claim = a_claim(state=state)
+    for count in range(1, 4):
+        failed = Failed(fault=Fault(method="M", status="INTERNAL", message="m", final=False))
+        claim = rules.fold_outcome(claim, failed, now_ns=5, jitter=0.0)
+        assert claim.wanted == ("held" if count < 3 else wanted)
+
+
 def a_failure(*, final: bool) -> Failed:
     return Failed(fault=Fault(method="NodeStageVolume", status="X", message="m", final=final))
 

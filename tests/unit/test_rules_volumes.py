@@ -13,7 +13,7 @@ from moorage.model.ids import NamespaceName, PluginId, VolumeId
 from moorage.model.volume import Capability, Fault, MountOptions, Progress, Secrets, Topology, TopologyRequest, Volume
 from moorage.rules import registration
 from moorage.rules import volumes as rules
-from moorage.rules.backoff import CAP_S, delay_s
+from moorage.rules.backoff import CAP_S, UNCLEAR, UNCLEAR_MAX, delay_s
 
 replace = msgspec.structs.replace
 WRITER = Capability(access_mode="single-node-writer", attachment_mode="file-system")
@@ -116,6 +116,53 @@ def test_deleted_and_refused_deletion() -> None:
     again = rules.fold_outcome(going, steps.Failed(fault=a_fault(final=False)), NOW)
     assert again is not None
     assert (again.wanted, again.progress.attempts) == ("absent", 1)
+
+
+def unclear(status: str = "INTERNAL") -> steps.Failed:
+    return steps.Failed(fault=Fault(method="M", status=status, message="m", final=False, at_ns=1))
+
+
+def fold_all(volume: Volume, *outcomes: steps.Outcome) -> Volume:
+    for outcome in outcomes:
+        after = rules.fold_outcome(volume, outcome, NOW)
+        assert after is not None
+        volume = after
+    return volume
+
+
+@pytest.mark.parametrize("status", sorted(UNCLEAR))
+def test_a_create_without_a_clear_answer_is_repeated_then_undone_then_given_up(status: str) -> None:
+    again = [unclear(status)]
+    trying = fold_all(a_volume(), *again * (UNCLEAR_MAX - 1))
+    assert (trying.wanted, trying.progress.unclear) == ("present", UNCLEAR_MAX - 1)
+    undone = fold_all(trying, *again)
+    assert (undone.wanted, undone.progress.attempts) == ("absent", 1)
+    assert rules.is_told_failed(undone)
+    assert isinstance(rules.next_step(undone), steps.CreateVolume), "what it may have made is asked for by its name"
+    found = fold_all(undone, CREATED)
+    assert isinstance(rules.next_step(found), steps.DeleteVolume)
+    learning = fold_all(undone, *again * (rules.LEARN_MAX - 2))
+    assert isinstance(rules.next_step(learning), steps.CreateVolume)
+    assert isinstance(rules.next_step(fold_all(learning, *again)), rules.Remove)
+
+
+def test_only_unclear_answers_in_a_row_count() -> None:
+    mixed = fold_all(a_volume(), unclear(), unclear(), unclear("UNAVAILABLE"), unclear(), unclear())
+    assert (mixed.wanted, mixed.progress.unclear, mixed.progress.attempts) == ("present", 2, 5)
+    lost = fold_all(a_volume(), *[unclear("UNAVAILABLE")] * 20)
+    assert lost.wanted == "present"
+    learning = fold_all(a_volume(wanted="absent"), *[unclear("UNAVAILABLE")] * 20, unclear())
+    assert isinstance(rules.next_step(learning), steps.CreateVolume)
+
+
+def test_unclear_answers_to_a_deletion_or_an_expansion_end_as_a_refusal() -> None:
+    going = fold_all(ready(wanted="absent"), *[unclear()] * (UNCLEAR_MAX - 1))
+    assert going.wanted == "absent"
+    kept = fold_all(going, unclear())
+    assert (kept.wanted, kept.progress.last_fault.final) == ("present", True)  # type: ignore[union-attr]
+    growing = fold_all(ready(expand_min_bytes=200), *[unclear()] * (UNCLEAR_MAX - 1))
+    assert rules.is_expanding(growing)
+    assert not rules.is_expanding(fold_all(growing, unclear()))
 
 
 def test_expanded_and_refused_expansion() -> None:

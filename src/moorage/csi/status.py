@@ -2,7 +2,8 @@
 
 Shapes: one default row for all methods, and the cells where a method differs.
 Never: I/O; texts of drivers (they are for people).
-Source: CSI spec 1.12 error tables; models §7.2; a query whose page token is refused must start over, not repeat.
+Source: CSI spec 1.12 error tables; contract csi-engine §I.13; docs/decisions/0004; a query whose page token is refused
+must start over, not repeat.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Verdict = Literal["done", "final", "uncertain"]
 
 DEFAULT: dict[str, Verdict] = {
     "CANCELLED": "uncertain",
-    "UNKNOWN": "final",
+    "UNKNOWN": "uncertain",
     "INVALID_ARGUMENT": "final",
     "DEADLINE_EXCEEDED": "uncertain",
     "NOT_FOUND": "final",
@@ -25,11 +26,28 @@ DEFAULT: dict[str, Verdict] = {
     "ABORTED": "uncertain",
     "OUT_OF_RANGE": "final",
     "UNIMPLEMENTED": "final",
-    "INTERNAL": "final",
+    "INTERNAL": "uncertain",
     "UNAVAILABLE": "uncertain",
     "DATA_LOSS": "final",
     "UNAUTHENTICATED": "final",
 }
+
+# Calls that change nothing: whatever failed, nothing of theirs is left anywhere, and whoever asked is told at once.
+QUERIES = (
+    "ControllerGetCapabilities",
+    "GetCapacity",
+    "GetPluginCapabilities",
+    "GetPluginInfo",
+    "GetVolumeGroupSnapshot",
+    "GroupControllerGetCapabilities",
+    "ListSnapshots",
+    "ListVolumes",
+    "NodeGetCapabilities",
+    "NodeGetInfo",
+    "NodeGetVolumeStats",
+    "Probe",
+    "ValidateVolumeCapabilities",
+)
 
 # Going away: what is not there is gone. For NodeUnpublishVolume and NodeUnstageVolume the agent looks at the mount
 # table as well; ControllerUnpublishVolume is only called after the node let go.
@@ -43,6 +61,7 @@ BY_METHOD: dict[tuple[str, str], Verdict] = {
     ("ListVolumes", "ABORTED"): "final",
     ("ListSnapshots", "ABORTED"): "final",
 }
+BY_METHOD.update({(method, status): "final" for method in QUERIES for status in ("UNKNOWN", "INTERNAL")})
 
 
 def judge(method: str, status: str) -> Verdict:

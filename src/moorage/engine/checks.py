@@ -20,6 +20,7 @@ from moorage.rules.allocations import is_terminal
 from moorage.rules.explanations import explain
 from moorage.rules.plugins import Health, find_controller_info, is_controller_required, measure_health
 from moorage.rules.registration import check_volume, merge
+from moorage.rules.volumes import is_given_up
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
@@ -220,12 +221,6 @@ def no_namespace(volume: Volume) -> NotFound:
     """The refusal of a volume whose namespace is not there; the text is the recorded one."""
     text = f"volume {volume.id} is in nonexistent namespace {volume.namespace}"
     return NotFound(text, code="namespace_missing", volume=volume.id, namespace=volume.namespace)
-
-
-def is_given_up(volume: Volume) -> bool:
-    """A create that was refused for good: nothing is at the driver, and the record goes next."""
-    fault = volume.progress.last_fault
-    return volume.state == "absent" and volume.wanted == "absent" and fault is not None and fault.final
 
 
 def still_trying(text: str, advice: str) -> Unavailable:

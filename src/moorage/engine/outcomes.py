@@ -31,7 +31,7 @@ from moorage.model.volume import Fault, Progress, Volume
 from moorage.rules import allocations as allocation_rules
 from moorage.rules import claims as claim_rules
 from moorage.rules import volumes as volume_rules
-from moorage.rules.backoff import after_fault
+from moorage.rules.backoff import after_fault, take_for_refusal
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
@@ -123,6 +123,14 @@ class Outcomes:
             taken_by=named[0] if named else "",
         )
         after = volume_rules.fold_outcome(volume, outcome, folding)
+        if (
+            isinstance(outcome, Failed)
+            and not outcome.fault.final
+            and after is not None
+            and volume_rules.is_given_up(after)
+        ):
+            # Nothing more can be learned by the name: `moorage volume orphans` shows what nobody registered.
+            log.warning("create.unclear", key=key, name=volume.name, status=outcome.fault.status)
         if after is None:
             write.delete(key, revision=found.modified)
         elif after is not volume:
@@ -130,6 +138,8 @@ class Outcomes:
 
     def _fold_operation(self, write: Write, key: str, found: Record[Operation], outcome: Outcome) -> None:
         operation = found.value
+        if isinstance(outcome, Failed):
+            outcome = Failed(fault=take_for_refusal(operation.progress, outcome.fault))
         if isinstance(outcome, Failed) and not outcome.fault.final:
             progress = after_fault(
                 operation.progress, outcome.fault, now_ns=self._clock.now_ns(), jitter=self._chance.jitter()

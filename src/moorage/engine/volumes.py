@@ -12,7 +12,7 @@ from typing import cast
 import anyio
 import msgspec
 
-from moorage.engine.checks import Checks, Written, is_given_up, still_trying
+from moorage.engine.checks import Checks, Written, still_trying
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
 from moorage.engine.retrying import decide_again
@@ -23,7 +23,7 @@ from moorage.rules.backoff import find_lasting
 from moorage.rules.explanations import check_step, explain
 from moorage.rules.plugins import find_controller_info
 from moorage.rules.registration import is_growth_asked, join_errors, plan_growth, prepare_new
-from moorage.rules.volumes import Remove, Rest, next_step
+from moorage.rules.volumes import Remove, Rest, is_given_up, is_told_failed, next_step
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
@@ -184,7 +184,7 @@ class Registrations:
             raise Rejected(explain(_step_of(volume), refused), code="driver_refused", volume=volume.id)
         key = keys.volume_key(volume.namespace, volume.id)
         under_way = self._repo.view.volumes.find(key)
-        if under_way is not None and not is_given_up(under_way.value):
+        if under_way is not None and not _may_replace(under_way.value, volume):
             return await self._join_creation(key, under_way.value, volume)
         return await self._wait_ready(key, volume, revision=under_way.modified if under_way else 0)
 
@@ -200,7 +200,8 @@ class Registrations:
             if not isinstance(after, Volume):
                 return Fault(method="", status="", message="the volume was removed", final=True)
             if after.wanted == "absent":
-                return after.progress.last_fault or _GONE
+                # Final for the caller, also where what may be left is still looked for.
+                return replace(after.progress.last_fault or _GONE, final=True)
             return after if after.state == "ready" else find_lasting(after.progress)
 
         with self._repo.feed.signals.listen((key,), settled) as listening:
@@ -266,6 +267,13 @@ class Registrations:
         if found is None:
             raise StateConflict("the volume was removed", key=key)
         return found
+
+
+def _may_replace(under_way: Volume, volume: Volume) -> bool:
+    """Whether a create may take the record of one that was told to have failed. Of the same name it also takes on what
+    that one may have left at the driver."""
+    is_same_name = (under_way.plugin_id, under_way.name) == (volume.plugin_id, volume.name)
+    return is_given_up(under_way) or (is_told_failed(under_way) and is_same_name)
 
 
 def _join_failures(failures: Sequence[MoorageError]) -> MoorageError:

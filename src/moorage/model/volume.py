@@ -101,9 +101,13 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the step in hand has come: tries so far, the last fault, and when the next try is due (ns)."""
+    """How far the step in hand has come: tries so far, the last fault, and when the next try is due (ns).
+
+    ``unclear`` counts the answers in a row that leave open what the driver did.
+    """
 
     attempts: int = 0
+    unclear: int = 0
     last_fault: Fault | None = None
     next_try_at_ns: int = 0
     since_ns: int = 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from moorage.model.volume import Fault, Progress
 
 FIRST_S = 0.5
 CAP_S = 60.0
 # After so many failed tries the caller is told what the driver says, and may ask again.
 TRIES_TOLD = 3
+# Answers that leave open what the driver did. Many drivers give them for everything: after so many in a row they are
+# taken for a refusal.
+UNCLEAR = frozenset({"INTERNAL", "UNKNOWN"})
+UNCLEAR_MAX = 3
 _NS = 1_000_000_000
 
 
@@ -25,7 +31,24 @@ def after_fault(progress: Progress, fault: Fault, *, now_ns: int, jitter: float)
     """The progress after one more failed try: the fault kept, the next try set (none for a final fault)."""
     attempts = progress.attempts + 1
     next_try = 0 if fault.final else now_ns + int(delay_s(attempts, jitter) * _NS)
-    return Progress(attempts=attempts, last_fault=fault, next_try_at_ns=next_try, since_ns=progress.since_ns or now_ns)
+    return Progress(
+        attempts=attempts,
+        unclear=progress.unclear + 1 if _is_unclear(fault) else 0,
+        last_fault=fault,
+        next_try_at_ns=next_try,
+        since_ns=progress.since_ns or now_ns,
+    )
+
+
+def take_for_refusal(progress: Progress, fault: Fault, *, unclear_max: int = UNCLEAR_MAX) -> Fault:
+    """The fault, made final when it is the last of ``unclear_max`` unclear answers in a row; ``progress`` is the one
+    before it."""
+    is_last = _is_unclear(fault) and progress.unclear + 1 >= unclear_max
+    return msgspec.structs.replace(fault, final=True) if is_last else fault
+
+
+def _is_unclear(fault: Fault) -> bool:
+    return not fault.final and fault.status in UNCLEAR
 
 
 def find_lasting(progress: Progress) -> Fault | None:

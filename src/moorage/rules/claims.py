@@ -50,7 +50,7 @@ from moorage.model.volume import (
     Secrets,
     Volume,
 )
-from moorage.rules.backoff import after_fault
+from moorage.rules.backoff import after_fault, take_for_refusal
 from moorage.rules.volumes import REMOVE, REST, Remove, Rest
 
 replace = msgspec.structs.replace
@@ -274,11 +274,17 @@ Reported = Outcome | MountDone | UnmountDone
 
 
 def fold_outcome(claim: Claim, outcome: Reported, *, now_ns: int, jitter: float) -> Claim:
-    """The claim after an outcome. A claim whose attach or mount was refused for good is released: nothing may be left
-    half done. An outcome of a step that the claim has left behind changes nothing."""
+    """The claim after an outcome.
+
+    A claim whose attach or first mount was refused for good, or met unclear answers to the end, is released: nothing
+    may be left half done. An outcome of a step that the claim has left behind changes nothing.
+    """
     if isinstance(outcome, Failed):
-        progress = after_fault(claim.progress, outcome.fault, now_ns=now_ns, jitter=jitter)
-        if not outcome.fault.final or claim.wanted == "released":
+        # A mount that was there is repaired for as long as its consumer holds it.
+        is_new = claim.wanted == "held" and not isinstance(claim.state, Mounted)
+        fault = take_for_refusal(claim.progress, outcome.fault) if is_new else outcome.fault
+        progress = after_fault(claim.progress, fault, now_ns=now_ns, jitter=jitter)
+        if not fault.final or claim.wanted == "released":
             return replace(claim, progress=_retrying(progress, now_ns))
         return replace(claim, wanted="released", progress=replace(progress, next_try_at_ns=0, attempts=0))
     fold = FOLD.get((type(claim.state), type(outcome)))

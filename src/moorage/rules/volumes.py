@@ -3,11 +3,14 @@
     wanted   state    NEXT
     present  absent   create
     present  ready    expand, if an expansion is on record; else rest
-    absent   absent   create again to learn what may exist, then delete it; remove, once that is known to be nothing
+    absent   absent   create again to learn what may exist, then delete it; remove, once that is known to be nothing,
+                      or the driver has answered LEARN_MAX times in a row that it cannot say
     absent   ready    delete
 
 ``wanted`` is written by the service; ``state`` only by FOLD. A create that was refused turns ``wanted`` to absent and
 keeps the fault, so that whoever waits sees it before the record goes. A delete that was refused turns it back.
+Answers that leave open what was done (INTERNAL, UNKNOWN) are repeated, and after some in a row taken for a refusal; a
+create that ends so is undone, since it may have made something (docs/decisions/0004).
 Source: models §9; contract csi-engine §I.1, §I.11, §I.12, §I.16.
 """
 
@@ -29,7 +32,7 @@ from moorage.model.steps import (
     Outcome,
 )
 from moorage.model.volume import Capability, Fault, Progress, Volume
-from moorage.rules.backoff import after_fault
+from moorage.rules.backoff import UNCLEAR, after_fault, take_for_refusal
 from moorage.rules.explanations import check_created
 
 replace = msgspec.structs.replace
@@ -43,6 +46,7 @@ class Remove(msgspec.Struct, frozen=True):
     """Delete the record: nothing is left at the driver."""
 
 
+LEARN_MAX = 8
 Decision = ControllerStep | Rest | Remove
 REST = Rest()
 REMOVE = Remove()
@@ -195,11 +199,31 @@ def _create_failed(volume: Volume, fault: Fault, folding: Folding) -> Volume:
     if volume.wanted == "absent" and fault.status == "RESOURCE_EXHAUSTED":
         # Asked again only to learn what is there: a driver that had it would name it, not look for room.
         fault = replace(fault, final=True)
+    if volume.wanted == "absent":
+        fault = take_for_refusal(volume.progress, fault, unclear_max=LEARN_MAX)
+    elif take_for_refusal(volume.progress, fault).final and not fault.final:
+        # The caller is told, and what the driver may have made is looked for from the beginning.
+        progress = after_fault(Progress(), fault, now_ns=folding.now_ns, jitter=folding.jitter)
+        return replace(volume, wanted="absent", progress=progress)
     progress = after_fault(volume.progress, fault, now_ns=folding.now_ns, jitter=folding.jitter)
     return replace(volume, wanted="absent" if fault.final else volume.wanted, progress=progress)
 
 
+def is_given_up(volume: Volume) -> bool:
+    """A create that was refused for good: nothing is at the driver, and the record goes next."""
+    fault = volume.progress.last_fault
+    return volume.state == "absent" and volume.wanted == "absent" and fault is not None and fault.final
+
+
+def is_told_failed(volume: Volume) -> bool:
+    """Whether the create was told to have failed, and what it may have left is still looked for: a new create under the
+    same name takes its place, and with it the duty."""
+    fault = volume.progress.last_fault
+    return (volume.wanted, volume.state) == ("absent", "absent") and fault is not None and fault.status in UNCLEAR
+
+
 def _expand_failed(volume: Volume, fault: Fault, folding: Folding) -> Volume:
+    fault = take_for_refusal(volume.progress, fault)
     progress = after_fault(volume.progress, fault, now_ns=folding.now_ns, jitter=folding.jitter)
     if not fault.final:
         return replace(volume, progress=progress)
@@ -207,6 +231,7 @@ def _expand_failed(volume: Volume, fault: Fault, folding: Folding) -> Volume:
 
 
 def _delete_failed(volume: Volume, fault: Fault, folding: Folding) -> Volume:
+    fault = take_for_refusal(volume.progress, fault)
     progress = after_fault(volume.progress, fault, now_ns=folding.now_ns, jitter=folding.jitter)
     if not fault.final:
         return replace(volume, progress=progress)
