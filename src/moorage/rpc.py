@@ -72,6 +72,11 @@ def unix_channel(path: str) -> Channel:
     return grpc.aio.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS)
 
 
+def is_connected(channel: Channel) -> bool:
+    """Whether the connection that the channel had still stands; grpc hears at once when the other process ends."""
+    return channel.get_state() is grpc.ChannelConnectivity.READY
+
+
 async def call(
     channel: Channel,
     rpc: Rpc[Request, Response],

@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 from asking import describe_volume, put
-from dev_server import Fleet, Program, find_port, wait_until
+from dev_server import IS_JUDGED, JUDGE, Fleet, Program, find_port, wait_until
 
 HEALTHY_S = 10.0
+NOTICED_S = 3.0
 
 
 def write_settings(fleet: Fleet, server: Program, more: str = "") -> str:
     file = fleet.place / "moorage.toml"
-    command = [sys.executable, "-m", "moorage", "driver", "local", "--endpoint", f"unix://{fleet.place}/d/csi.sock"]
-    command += ["--data", str(fleet.place / "volumes"), "--node-id", "one"]
+    socket = fleet.place / "d" / "csi.sock"
+    driver = [sys.executable, "-m", "moorage", "driver", "local", "--endpoint", f"unix://{socket}"]
+    driver += ["--data", str(fleet.place / "volumes"), "--node-id", "one"]
+    command = fleet.judge_command(driver, socket=socket)
     file.write_text(
         f"""
 [agent]
@@ -55,10 +58,11 @@ def is_healthy(server: Program, name: str) -> bool:
 
 
 def find_driver(fleet: Fleet) -> int:
-    """The process of the supervised driver, or 0."""
+    """The process that the agent runs as the driver (the judge, which runs the driver), or 0."""
+    module = JUDGE if IS_JUDGED else "moorage"
     for pid in fleet.find_processes():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"driver" in words and b"-c" not in words:
+        if b"driver" in words and words[1:3] == [b"-m", module.encode()]:
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             assert b"SOME_VARIABLE=x" in environment
             assert f"CSI_ENDPOINT=unix://{fleet.place}/d/csi.sock".encode() in environment
@@ -98,9 +102,7 @@ def test_a_driver_ends_with_its_agent_even_when_that_is_killed(fleet: Fleet) -> 
 def test_a_driver_that_somebody_else_runs_is_found_by_its_socket(fleet: Fleet) -> None:
     server = fleet.start_server()
     start_agent(fleet, server, "plugin_gone_s = 0.5")
-    words = ["driver", "local", "--endpoint", f"unix://{fleet.place}/plugins/found/csi.sock"]
-    (fleet.place / "plugins" / "found").mkdir(parents=True)
-    driver = fleet._start([*words, "--data", str(fleet.place / "other"), "--node-id", "n"], "driver")
+    driver = fleet.start_driver(fleet.place / "plugins" / "found" / "csi.sock")
     wait_until(lambda: is_healthy(server, "found"), "it is found", within_s=HEALTHY_S)
     driver.kill()
     wait_until(lambda: read_plugin(server, "found").get("NodesHealthy") == 0, "it is sick", within_s=HEALTHY_S * 2)
@@ -110,6 +112,25 @@ def test_a_driver_that_somebody_else_runs_is_found_by_its_socket(fleet: Fleet) -
     (fleet.place / "plugins" / "found" / "csi.sock").unlink(missing_ok=True)
     wait_until(lambda: read_plugin(server, "found") == {}, "it is forgotten", within_s=HEALTHY_S * 2)
     assert is_healthy(server, "disk")
+
+
+def test_a_dead_driver_is_noticed_at_once_though_its_socket_file_stays(fleet: Fleet) -> None:
+    server = fleet.start_server()
+    # No judge: it would keep the connection for the driver.
+    driver = fleet.start_driver(is_judged=False)
+    fleet.start_agent(server)
+    wait_until(lambda: is_healthy(server, "hostpath"), "the driver is healthy")
+    for _ in range(3):
+        driver.kill()
+        began = time.monotonic()
+        assert fleet.driver_socket.is_socket()
+        wait_until(lambda: not is_healthy(server, "hostpath"), "its end is noticed", within_s=NOTICED_S)
+        noticed = time.monotonic()
+        driver.restart()
+        answers = time.monotonic()
+        wait_until(lambda: is_healthy(server, "hostpath"), "it is healthy again", within_s=HEALTHY_S)
+        healthy = time.monotonic()
+        print(f"noticed {noticed - began:.2f} s after the kill, healthy {healthy - answers:.2f} s after it answers")
 
 
 @pytest.mark.parametrize("program", ["server", "agent", "dev"])
@@ -135,5 +156,6 @@ def test_dev_takes_its_settings_from_a_file(fleet: Fleet) -> None:
     file.write_text(
         f"[server]\nbind = '127.0.0.1:{port}'\ndata_dir = '{fleet.place}/dev'\n[agent]\nplugin_id = 'own'\n"
     )
-    dev = fleet._start(["dev", "--config", str(file)], "dev", url=f"http://127.0.0.1:{port}")
+    words, url = ["dev", "--config", str(file)], f"http://127.0.0.1:{port}"
+    dev = fleet._start(words, "dev", url=url, module=fleet.dev_module("own"))
     assert is_healthy(dev, "own")

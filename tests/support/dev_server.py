@@ -36,8 +36,9 @@ LOG_TAIL_LINES = 60
 # Below the kernel's ephemeral ports: a client that dials a dead server's port must not be given that port itself.
 PORTS = range(20000, 32000)
 MARK = "MOORING_TEST"
-# Set to 1: every driver of a fleet stands behind a judge of orchestrators, and a finding fails the test.
-IS_JUDGED = os.environ.get("MOORAGE_TEST_JUDGE") == "1"
+# Every driver of a fleet stands behind a judge of orchestrators, and a finding fails the test; set to 0: none does.
+IS_JUDGED = os.environ.get("MOORAGE_TEST_JUDGE") != "0"
+JUDGE = "moorage.testing.driver_judge"
 JUDGED_PROGRAM = Path(__file__).with_name("judged_program.py")
 NOBODY = 65534
 MOORAGE = ("-m", "moorage")
@@ -235,8 +236,7 @@ class Fleet:
         """`moorage dev`, ready: its driver is healthy."""
         port = find_port()
         words = ["dev", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "dev"), "--plugin-id", plugin_id]
-        module = [str(JUDGED_PROGRAM), str(self.place / f"{port}.calls")] if IS_JUDGED else MOORAGE
-        return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}", module=module)
+        return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}", module=self.dev_module(str(port)))
 
     def start_server(self) -> Program:
         """`moorage server`, ready."""
@@ -244,18 +244,33 @@ class Fleet:
         words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "server")]
         return self._start(words, "server", url=f"http://127.0.0.1:{port}")
 
-    def start_driver(self) -> Program:
-        """`moorage driver local`, ready; its socket is ``driver_socket``."""
-        socket = self.driver_socket
-        if IS_JUDGED:
-            socket = socket.with_name("judged.sock")
-            socket.parent.mkdir(mode=0o700, exist_ok=True)
-            self._give(socket.parent)
-            words = ["--listen", f"unix://{self.driver_socket}", "--driver", f"unix://{socket}"]
-            module = ["-m", "moorage.testing.driver_judge"]
-            self._start([*words, "--log", str(self.place / "driver.calls")], "judge", module=module)
-        words = ["driver", "local", "--endpoint", f"unix://{socket}", "--data", str(self.place / "volumes")]
+    def start_driver(self, at: Path | None = None, *, is_judged: bool = IS_JUDGED) -> Program:
+        """`moorage driver local`, ready; its socket is ``at``, which is ``driver_socket`` if nothing is said."""
+        listening = socket = at or self.driver_socket
+        socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._give(socket.parent)
+        if is_judged:
+            socket = self.place / f"{socket.parent.name}.judged"
+            words = ["--listen", f"unix://{listening}", "--driver", f"unix://{socket}"]
+            words += ["--log", str(self.place / f"{listening.parent.name}.calls")]
+            self._start(words, "judge", module=["-m", JUDGE])
+        data = self.place / ("volumes" if at is None else f"volumes-{listening.parent.name}")
+        words = ["driver", "local", "--endpoint", f"unix://{socket}", "--data", str(data)]
         return self._start([*words, "--node-id", "node-1"], "driver")
+
+    def judge_command(self, driver: Sequence[str], *, socket: Path) -> list[str]:
+        """The command of a driver at ``socket`` behind a judge, for settings; the judge runs the driver."""
+        if not IS_JUDGED:
+            return [str(word) for word in driver]
+        behind = f"unix://{self.place / socket.parent.name}.judged"
+        words = [behind if word == f"unix://{socket}" else str(word) for word in driver]
+        judge = [sys.executable, "-m", JUDGE, "--listen", f"unix://{socket}", "--driver", behind]
+        log = str(self.place / f"{socket.parent.name}.calls")
+        return [*judge, "--log", log, "--die-with-parent", "--run", *words, "--die-with-parent", "{pid}"]
+
+    def dev_module(self, log: str) -> Sequence[str]:
+        """The module words of `moorage dev` whose embedded driver stands behind a judge."""
+        return [str(JUDGED_PROGRAM), str(self.place / f"{log}.calls")] if IS_JUDGED else MOORAGE
 
     @property
     def driver_socket(self) -> Path:

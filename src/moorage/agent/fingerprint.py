@@ -114,8 +114,9 @@ class Fingerprints:
             pause_s = settings.probe_old_s if is_well else settings.probe_young_s
             for look_s in _split(pause_s, settings.socket_look_s):
                 await anyio.sleep(look_s)
-                # A changed inode is a restarted driver: ask it at once.
-                if _inode_of(socket) != inode:
+                # A changed inode is a restarted driver, a broken connection a dead one, also where its socket file
+                # is still there: ask at once.
+                if _inode_of(socket) != inode or (is_well and not self._drivers[plugin_id].is_connected()):
                     break
 
     async def _probe(self, plugin_id: PluginId) -> bool:

@@ -44,6 +44,10 @@ class Driver(Protocol):
         """End it."""
         ...
 
+    def is_connected(self) -> bool:
+        """Whether the connection of the last call still stands; a driver that died breaks it, whatever it left."""
+        ...
+
     async def probe(self, *, timeout_s: float) -> DriverFacts:
         """Ask what it is. Raises DriverFault."""
         ...
@@ -92,7 +96,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     probe_young_s, probe_old_s: pause between probes until the first success (and after a failure), and afterwards.
     probe_timeout_s: how long a driver may take to say what it is.
-    socket_look_s: how often a driver's socket is looked at, to see a restart.
+    socket_look_s: how often a driver's socket and connection are looked at, to see its end or a restart.
     wait_s: how long one standing query waits for news.
     controller_calls_max, node_calls_max: driver calls at a time, per plugin.
     rescan_s: how often mounts are looked at without any news.
@@ -115,7 +119,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     probe_young_s: float = 1.0
     probe_old_s: float = 10.0
     probe_timeout_s: float = 5.0
-    socket_look_s: float = 1.0
+    socket_look_s: float = 0.25
     wait_s: float = 60.0
     controller_calls_max: int = 32
     node_calls_max: int = 32

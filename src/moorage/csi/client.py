@@ -29,7 +29,7 @@ from moorage.model import steps
 from moorage.model.ids import NodeId
 from moorage.model.plugin import MAX_VOLUMES_UNLIMITED, ControllerInfo, Instance, NodeInfo
 from moorage.model.volume import Fault, Secrets, Topology
-from moorage.rpc import Channel, Request, Response, Rpc, call, unix_channel
+from moorage.rpc import Channel, Request, Response, Rpc, call, is_connected, unix_channel
 from moorage.rules.explanations import check_step, get_method
 
 REDACTED = "[REDACTED]"
@@ -122,6 +122,10 @@ class DriverClient:
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close(CLOSE_GRACE_S)
+
+    def is_connected(self) -> bool:
+        """Whether the connection of the last call still stands."""
+        return self._channel is not None and is_connected(self._channel)
 
     async def __aenter__(self) -> DriverClient:
         await self.open()

@@ -275,6 +275,10 @@ class ScriptedDriver:
     async def close(self) -> None:
         """Nothing to close."""
 
+    def is_connected(self) -> bool:
+        """It has no connection that could break."""
+        return True
+
     async def probe(self, *, timeout_s: float) -> ScriptedFacts:
         """Tell what it is."""
         self.probes += 1

@@ -222,6 +222,10 @@ class SimDriver:
     async def close(self) -> None:
         """Nothing to close."""
 
+    def is_connected(self) -> bool:
+        """It has no connection that could break."""
+        return True
+
     async def probe(self, *, timeout_s: float) -> Facts:
         """What the driver is. Raises DriverUncertain while it is down."""
         await anyio.lowlevel.checkpoint()
