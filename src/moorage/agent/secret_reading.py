@@ -132,6 +132,10 @@ class ReadingDriver:
         """See ``Driver.close``."""
         await self._driver.close()
 
+    def is_connected(self) -> bool:
+        """See ``Driver.is_connected``."""
+        return self._driver.is_connected()
+
     async def probe(self, *, timeout_s: float) -> DriverFacts:
         """See ``Driver.probe``."""
         return await self._driver.probe(timeout_s=timeout_s)
