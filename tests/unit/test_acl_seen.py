@@ -9,7 +9,9 @@ import anyio
 import pytest
 from acl_kit import AclKit, running_acl
 from app_asking import a_body
-from engine_kit import NODE, PLUGIN, join
+from engine_kit import NODE, PLUGIN
+
+from moorage.model.identity import Peer
 
 pytestmark = pytest.mark.anyio
 
@@ -220,9 +222,10 @@ async def test_pages_of_nodes_are_for_nodes() -> None:
         for method, page in (("PUT", "register"), ("PUT", "plugins"), ("GET", "steps"), ("GET", "claims")):
             for secret in ("", "bad", acl.management):
                 assert await acl.status(method, f"/v1/node/{NODE}/{page}", {}, secret=secret) == 403
-        own = (await join(acl.kit))["x-nomad-token"]
+        own = f"moorage-node-{NODE}"
+        await acl.kit.service.identities.join(NODE, own, name="n1", join_token="", peer=Peer(is_embedded=True))
         assert await acl.status("GET", f"/v1/node/{NODE}/steps", secret=own) == 200
-        other = NODE.replace("1", "2")
+        other = NODE.replace("1", "3")
         assert await acl.status("GET", f"/v1/node/{other}/steps", secret=own) == 403
         for page in ("/v1/nodes", "/v1/volumes?type=csi", "/v1/acl/tokens", "/v1/agent/self"):
             assert await acl.status("GET", page, secret=own) == 403
