@@ -262,16 +262,23 @@ class _Budget:
 
 
 def scrub(text: str, step: steps.Step) -> str:
-    """``text`` without the secrets of ``step``, as they are, escaped for JSON or an address, or in base64."""
+    """``text`` without the secrets of ``step``, as they are or as programs spell them."""
     forms: set[str] = set()
     for value in _list_sensitive(step):
-        data = value.encode("utf-8", "surrogatepass")
-        forms |= {value, percent_encode(value, safe="", errors="replace"), json.dumps(value)[1:-1]}
-        forms |= {base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode(), value.strip() or value}
+        forms |= _list_forms(value)
     if not forms:
         return text
     longest_first = sorted(forms, key=len, reverse=True)
     return re.sub("|".join(re.escape(form) for form in longest_first), REDACTED, text)
+
+
+def _list_forms(value: str) -> set[str]:
+    """How programs spell a text in their messages."""
+    data = value.encode("utf-8", "surrogatepass")
+    forms = {value, value.strip() or value, percent_encode(value, safe="", errors="replace")}
+    forms |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    forms |= {repr(value)[1:-1], value.replace("\\", "\\\\")}
+    return forms | {base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()}
 
 
 def _list_sensitive(step: steps.Step) -> Iterable[str]:

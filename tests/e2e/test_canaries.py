@@ -1,0 +1,348 @@
+"""No secret leaks: marked secrets go in at every place that takes one, through real programs and a driver that tells all
+it knows; then answers, logs, files, arguments, audit and the debug bundle are searched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import Reply, ask
+from dev_server import Fleet, find_port, wait_until
+from talkative_driver import hash_secret
+
+from moorage.testing.canaries import Canaries, Finding
+
+DRIVER = Path(__file__).parents[1] / "support" / "talkative_driver.py"
+CAPABILITIES = [{"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}]
+
+
+class Site:
+    """Server and agent with the talkative driver; every answer is kept for the search."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.canaries = Canaries()
+        self.findings: list[Finding] = []
+        self.inputs = fleet.place / "inputs"
+        self.inputs.mkdir()
+        (self.inputs / "referred").mkdir()
+        self.witness = fleet.place / "witness.jsonl"
+        self.settings = self.inputs / "moorage.toml"
+        self._write_settings()
+        port = find_port()
+        config = ["--config", str(self.settings)]
+        words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(fleet.place / "server"), *config]
+        self.server = fleet._start(words, "server", url=f"http://127.0.0.1:{port}")
+        words = ["agent", "--server", self.server.url, "--data-dir", str(fleet.place / "agent"), *config]
+        self.agent = fleet._start(words, "agent")
+        wait_until(lambda: self.json("GET", "/v1/plugins?type=csi"), "the plugin is known")
+        wait_until(lambda: self.json("GET", "/v1/plugin/csi/talk")["NodesHealthy"] == 1, "the node is healthy")
+        wait_until(lambda: self.json("GET", "/v1/plugin/csi/talk")["ControllersHealthy"] == 1, "so is the controller")
+
+    def _write_settings(self) -> None:
+        place, canaries = self.fleet.place, self.canaries
+        (self.inputs / "referred" / "password").write_text(canaries.make("referred file") + "\n")
+        command = [sys.executable, str(DRIVER), "--endpoint", f"unix://{place}/d.sock"]
+        command += ["--witness", str(self.witness), "--node-id", "one"]
+        environment = {"DRIVER_TOKEN": canaries.make_plain("driver environment")}
+        environment["TALKATIVE_CONTEXT"] = canaries.make_plain("publish context")
+        pairs = ", ".join(f'{key} = "{value}"' for key, value in environment.items())
+        self.settings.write_text(
+            f"""
+[server]
+log_level = "debug"
+[agent]
+log_level = "debug"
+retry_cap_s = 0.5
+secret_dirs = ["{self.inputs}/referred"]
+secret_env = ["MOORING_TEST_SECRET"]
+[[driver]]
+name = "talk"
+command = {json.dumps(command)}
+socket = "{place}/d.sock"
+environment = {{ {pairs} }}
+"""
+        )
+
+    def ask(self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
+        """The answer, searched."""
+        reply = ask(self.server.url, method, path, body=body, headers=headers)
+        place = f"answer to {method} {path}"
+        self.findings += self.canaries.search(reply.body, place)
+        self.findings += self.canaries.search(json.dumps(dict(reply.headers)).encode(), f"headers of {place}")
+        return reply
+
+    def json(self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Any:
+        reply = self.ask(method, path, body, headers)
+        assert reply.status == 200, f"{method} {path}: {reply.status} {reply.text[:500]}"
+        return reply.json() if reply.body else None
+
+    def cli(self, *words: str, said: str = "", code: int = 0) -> str:
+        """What a command says, searched."""
+        program = [sys.executable, "-m", "moorage", *words]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MOORAGE_", "NOMAD_"))}
+        environment |= {"MOORAGE_ADDR": self.server.url, "MOORAGE_TOKEN": self.canaries.make_plain("CLI token")}
+        done = subprocess.run(
+            program,
+            input=said.encode(),
+            env=environment,
+            capture_output=True,
+            timeout=50,
+            check=False,
+            cwd=self.fleet.place,
+        )
+        assert done.returncode == code, done.stderr.decode()
+        self.findings += self.canaries.search(done.stdout + done.stderr, f"output of moorage {' '.join(words)[:60]}")
+        return done.stdout.decode()
+
+    def describe(self, volume_id: str, **more: Any) -> dict[str, Any]:
+        """A volume with secrets of its own."""
+        secrets = {
+            "password": self.canaries.make(f"secret of {volume_id}"),
+            "file": f"file:{self.inputs}/referred/password",
+        }
+        volume = {
+            "ID": volume_id,
+            "Name": volume_id,
+            "PluginID": "talk",
+            "RequestedCapabilities": CAPABILITIES,
+            "RequestedCapacityMin": 1 << 20,
+            "Secrets": secrets,
+            "MountOptions": {
+                "FSType": "ext4",
+                "MountFlags": ["ro", f"password={self.canaries.make(f'flag of {volume_id}')}"],
+            },
+        }
+        return {"Volumes": [volume | more]}
+
+
+@pytest.fixture
+def site(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Site:
+    canaries = Canaries()
+    monkeypatch.setenv("MOORING_TEST_SECRET", canaries.make_plain("referred variable"))
+    return Site(fleet)
+
+
+def drive_volumes(site: Site) -> None:
+    """Create, register, expand, mistake."""
+    header = {"X-Nomad-CSI-Secrets": f"header={site.canaries.make_plain('header')}"}
+    site.json("PUT", "/v1/volume/csi/web/create", site.describe("web"), header)
+    bigger = site.describe("web", RequestedCapacityMin=2 << 20, RequestedCapacityMax=4 << 20)
+    site.json("PUT", "/v1/volume/csi/web/create", bigger)
+    registered = site.describe("reg", ExternalID="id-reg", Context={"a": "b"})
+    site.json("PUT", "/v1/volume/csi/reg", registered)
+    for path in ("/v1/volume/csi/bad-1/create", "/v1/volume/csi/bad-2/create"):
+        name = path.split("/")[4]
+        assert site.ask("PUT", path, site.describe(name)).status == 500
+        assert site.ask("PUT", path, site.describe(name), {"Accept": "application/problem+json"}).status >= 400
+    spec = site.describe("cli")["Volumes"][0]
+    hcl = f"""
+id = "cli"
+name = "cli"
+type = "csi"
+plugin_id = "talk"
+capacity_min = "1MiB"
+capability {{
+  access_mode     = "single-node-writer"
+  attachment_mode = "file-system"
+}}
+secrets {{
+  password = {json.dumps(spec["Secrets"]["password"], ensure_ascii=False)}
+}}
+mount_options {{
+  mount_flags = [{json.dumps(spec["MountOptions"]["MountFlags"][1], ensure_ascii=False)}]
+}}
+"""
+    (site.inputs / "cli.hcl").write_text(hcl)
+    site.cli("volume", "create", str(site.inputs / "cli.hcl"))
+    site.cli(
+        "volume", "create", "-", said=hcl.replace('id = "cli"', 'id = "cli2"').replace('name = "cli"', 'name="cli2"')
+    )
+    site.cli("volume", "create", "flagged", "-plugin", "talk", "-secret", f"p={site.canaries.make_plain('CLI flag')}")
+    site.cli("volume", "create", "-", said=hcl.replace("secrets {", "secrets { ="), code=1)
+
+
+def drive_mistakes(site: Site) -> None:
+    """Requests that are refused, with secrets in them."""
+    canary = site.canaries.make("mistaken")
+    plain = site.canaries.make_plain("mistaken plainly")
+    for secrets in (
+        {"a": [canary]},
+        [canary],
+        canary,
+        {"a": {canary: 1}},
+        {"a": f"file:{plain}"},
+        {"a": f"env:{canary}"},
+    ):
+        site.ask("PUT", "/v1/volume/csi/wrong/create", site.describe("wrong", Secrets=secrets))
+    wrong = site.describe("wrong", PluginID="none")
+    wrong["Volumes"][0]["Secrets"]["password"] = canary
+    site.ask("PUT", "/v1/volume/csi/wrong/create", wrong)
+    site.ask("PUT", "/v1/volumes", b'{"Volumes":[{"ID":"x","Secrets":{"a":"' + plain.encode() + b'"')
+    site.ask("PUT", "/v1/volumes", b'{"Secrets":"' + plain.encode() + b'","Volumes":7}')
+    site.ask("GET", "/v1/volumes?type=csi&filter=Secrets.password+%3D%3D+x")
+    site.ask("GET", "/v1/volumes?type=csi", headers={"X-Nomad-Token": plain})
+    site.ask("GET", "/v1/volumes?type=csi", headers={"Authorization": f"Bearer {plain}"})
+    site.ask("GET", "/v1/volumes/snapshot?plugin_id=none", headers={"X-Nomad-CSI-Secrets": f"a={plain}"})
+
+
+def drive_snapshots(site: Site) -> None:
+    """Snapshots, with secrets in the body and in the header."""
+    snapshot = {"SourceVolumeID": "web", "Name": "s1", "PluginID": "talk"}
+    body = {"Snapshots": [snapshot | {"Secrets": {"snap": site.canaries.make("snapshot")}}]}
+    site.json("PUT", "/v1/volumes/snapshot", body)
+    bad = {"Snapshots": [snapshot | {"Name": "bad", "Secrets": {"snap": site.canaries.make("bad snapshot")}}]}
+    assert site.ask("PUT", "/v1/volumes/snapshot", bad).status == 500
+    header = {"X-Nomad-CSI-Secrets": f"list={site.canaries.make_plain('list')},file=env:MOORING_TEST_SECRET"}
+    site.json("GET", "/v1/volumes/snapshot?plugin_id=talk", headers=header)
+    site.json("DELETE", "/v1/volumes/snapshot?plugin_id=talk&snapshot_id=snap-s1", headers=header)
+    assert site.ask("DELETE", "/v1/volumes/snapshot?plugin_id=talk&snapshot_id=bad", headers=header).status == 500
+
+
+def start_use(site: Site, volume_id: str) -> str:
+    allocation_id = str(uuid.uuid4())
+    flags = ["rw", f"credentials={site.canaries.make('flag of a use')}"]
+    volumes = [{"Name": "data", "Source": volume_id, "MountOptions": {"FSType": "ext4", "MountFlags": flags}}]
+    node_id = site.json("GET", "/v1/nodes")[0]["ID"]
+    site.json(
+        "PUT",
+        "/v1/allocations",
+        {"Allocation": {"ID": allocation_id, "Name": "w", "NodeID": node_id, "Volumes": volumes}},
+    )
+    return allocation_id
+
+
+def look_at_everything(site: Site, allocation_id: str) -> None:
+    """Every page that shows something."""
+    for path in (
+        "/v1/volumes?type=csi&namespace=*",
+        "/v1/volume/csi/web",
+        "/v1/volume/csi/web/why",
+        "/v1/volume/csi/reg/why",
+        "/v1/plugin/csi/talk",
+        "/v1/plugin/csi/talk/why",
+        "/v1/nodes",
+        "/v1/allocations?namespace=*",
+        f"/v1/allocation/{allocation_id}",
+        f"/v1/allocation/{allocation_id}/why",
+        "/v1/agent/self",
+        "/v1/operator/calls",
+        "/v1/operator/log",
+        "/v1/operator/settings",
+        "/v1/operator/secrets",
+        "/v1/volumes/external?plugin_id=talk",
+        "/v1/volumes/orphans",
+        "/v1/metrics",
+    ):
+        site.ask("GET", path)
+    node_id = site.json("GET", "/v1/nodes")[0]["ID"]
+    for part in ("", "/why", "/allocations", "/claims", "/steps"):
+        site.ask("GET", f"/v1/node/{node_id}{part}")
+    site.ask("PUT", "/v1/search", {"Prefix": "", "Context": "all"})
+    # The last line of a stream that asks for what is long gone ends it; this one is cut by its reader.
+    stream = subprocess.run(
+        [sys.executable, "-c", _READ_STREAM, f"{site.server.url}/v1/event/stream?index=1&topic=*"],
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert b'"Events"' in stream.stdout
+    site.findings += site.canaries.search(stream.stdout, "event stream")
+
+
+_READ_STREAM = """
+import sys, urllib.request
+answer = urllib.request.urlopen(sys.argv[1], timeout=3)
+try:
+    while line := answer.readline():
+        sys.stdout.buffer.write(line)
+except TimeoutError:
+    pass
+"""
+
+
+def wait_status(site: Site, allocation_id: str, status: str) -> None:
+    path = f"/v1/allocation/{allocation_id}"
+    wait_until(lambda: site.json("GET", path)["ClientStatus"] == status, f"the use is {status}")
+
+
+def check_silence(site: Site) -> None:
+    """Search what the programs left, while they run and after."""
+    site.findings += site.canaries.search_processes(site.fleet.find_processes())
+    # Running, so that the write-ahead log is there too.
+    skip = [site.inputs]
+    site.findings += site.canaries.search_tree(site.fleet.place, skip=skip)
+    assert (site.fleet.place / "server" / "state.db-wal").exists()
+    site.agent.stop()
+    site.server.stop()
+    site.findings += site.canaries.search_tree(site.fleet.place, skip=skip)
+    assert site.canaries.searched_bytes > 500_000
+    assert sorted({(f.place, f.name, f.form) for f in site.findings}) == []
+
+
+def check_arrived(site: Site, methods: set[str], names: set[str]) -> None:
+    """The driver got the secrets, with what they refer to: the search is no search for what never was."""
+    lines = [json.loads(line) for line in site.witness.read_text().splitlines()]
+    called = {line["method"] for line in lines}
+    assert called >= methods, methods - called
+    hashes = {one for line in lines for one in line["hashes"]}
+    assert {name for name in names if hash_secret(site.canaries.make(name)) not in hashes} == set()
+
+
+def test_no_secret_of_requests_is_anywhere(site: Site) -> None:
+    drive_volumes(site)
+    drive_mistakes(site)
+    drive_snapshots(site)
+    look_at_everything(site, "none")
+    check_arrived(
+        site,
+        {"CreateVolume", "ControllerExpandVolume", "ValidateVolumeCapabilities"}
+        | {"CreateSnapshot", "DeleteSnapshot", "ListSnapshots"},
+        {"secret of web", "referred file", "snapshot", "list", "CLI flag", "secret of cli", "secret of bad-1"},
+    )
+    check_silence(site)
+
+
+def test_no_secret_of_uses_is_anywhere(site: Site) -> None:
+    site.json("PUT", "/v1/volume/csi/web/create", site.describe("web"))
+    allocation_id = start_use(site, "web")
+    wait_status(site, allocation_id, "running")
+    look_at_everything(site, allocation_id)
+    site.server.kill()
+    site.agent.kill()
+    site.server.restart()
+    site.agent.restart()
+    wait_until(lambda: site.json("GET", "/v1/plugin/csi/talk")["ControllersHealthy"] == 1, "the controller is back")
+    site.cli("operator", "secrets", "rotate")
+    site.cli("operator", "debug", "-output", str(site.fleet.place / "bundle.tar.gz"))
+    site.json("PUT", f"/v1/allocation/{allocation_id}/stop")
+    wait_status(site, allocation_id, "complete")
+    delete = {"X-Nomad-CSI-Secrets": f"delete={site.canaries.make_plain('delete')}"}
+    # The driver's first answer to a deletion is that it should be tried again.
+    site.json("DELETE", "/v1/volume/csi/web/delete", headers=delete)
+    look_at_everything(site, allocation_id)
+    methods = {"ControllerPublishVolume", "ControllerUnpublishVolume", "NodeStageVolume", "NodePublishVolume"}
+    check_arrived(site, methods | {"DeleteVolume"}, {"secret of web", "referred file", "delete"})
+    check_silence(site)
+
+
+def test_audit_log_of_these_programs_holds(site: Site) -> None:
+    site.json("PUT", "/v1/volume/csi/web/create", site.describe("web"))
+    site.server.kill()
+    site.server.restart()
+    audit = site.fleet.place / "server" / "audit.log"
+    assert "hold; head" in site.cli("audit", "verify", str(audit))
+    rows = [json.loads(line) for line in audit.read_text().splitlines()]
+    created = next(row for row in rows if row.get("route") == "/v1/volume/csi/:id/create")
+    assert created["result"] == "done"
+    assert created["who"] == {"address": "127.0.0.1"} or created["who"]["address"] == "127.0.0.1"
+    assert created["request_id"]
+    audit.write_text(audit.read_text().replace('"status":200', '"status":500', 1))
+    assert "the chain breaks" in site.cli("audit", "verify", str(audit), code=1)
