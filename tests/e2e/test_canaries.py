@@ -1,5 +1,5 @@
-"""No secret leaks: marked secrets go in at every place that takes one, through real programs and a driver that tells all
-it knows; then answers, logs, files, arguments, audit and the debug bundle are searched."""
+"""No secret leaks: marked secrets go in at every place that takes one, through real programs and a driver that tells
+all it knows; then answers, logs, files, arguments, audit and the debug bundle are searched."""
 
 from __future__ import annotations
 
