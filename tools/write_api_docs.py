@@ -165,11 +165,10 @@ def _cell(text: str) -> str:
 
 def parsers() -> Iterator[tuple[Command | Program, argparse.ArgumentParser]]:
     """Every command with its parser, without the flags that all commands share."""
-    serve = importlib.import_module("moorage.serve")
     for entry in (*PROGRAMS, *COMMANDS):
         parser = argparse.ArgumentParser(prog=f"moorage {' '.join(entry.words)}", add_help=False)
         if isinstance(entry, Program):
-            add = getattr(serve, entry.add_arguments, None)
+            add = getattr(importlib.import_module(entry.module), entry.add_arguments, None)
         else:
             add = getattr(importlib.import_module(f"moorage.cli.{entry.module}"), f"add_{entry.name}")
         if add is not None:

@@ -60,7 +60,16 @@ __all__ = [
 ]
 
 PREFIX = "MOORAGE_"
-_ADDRESSES = (f"{PREFIX}ADDR", "NOMAD_ADDR")
+# An agent is a client too: what clients take from the environment it takes where nothing else says it.
+_OF_CLIENTS = {
+    "server": ("ADDR",),
+    "ca_file": ("CACERT",),
+    "cert_file": ("CLIENT_CERT",),
+    "key_file": ("CLIENT_KEY",),
+    "tls_server_name": ("TLS_SERVER_NAME",),
+}
+# The agent of `moorage dev` reaches its server without any connection.
+_OF_AGENTS_ALONE = frozenset({*_OF_CLIENTS, "join_token_file"})
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +127,9 @@ def _list_flags(program: str) -> Iterator[Setting]:
     taken: set[str] = set()
     for section in PROGRAMS[program]:
         for setting in _list_fields(section, SECTIONS[section]):
-            if setting.flag not in taken and (program, setting.key) != ("dev", "server"):
+            if setting.flag not in taken and not (
+                program == "dev" and section == "agent" and setting.key in _OF_AGENTS_ALONE
+            ):
                 taken.add(setting.flag)
                 yield setting
 
@@ -231,6 +242,7 @@ def _hint(key: str, known: Mapping[str, Any] | Sequence[str], prefix: str) -> st
 def _check_variables(environ: Mapping[str, str]) -> None:
     """A variable that looks like a setting and is none is a slip of the pen."""
     known = [setting.variable for setting in list_settings() if setting.variable]
+    known += [f"{PREFIX}{name}" for names in _OF_CLIENTS.values() for name in names]
     for name in sorted(environ):
         is_ours = any(name.startswith(f"{PREFIX}{section.upper()}_") for section in SECTIONS)
         if is_ours and name not in known:
@@ -239,8 +251,8 @@ def _check_variables(environ: Mapping[str, str]) -> None:
 
 def _read_variable(setting: Setting, environ: Mapping[str, str], data: Mapping[str, Any]) -> Any:
     names = [setting.variable]
-    if (setting.section, setting.key) == ("agent", "server") and "server" not in data.get("agent", {}):
-        names += _ADDRESSES
+    if setting.section == "agent" and setting.key not in data.get("agent", {}):
+        names += [f"{prefix}{name}" for name in _OF_CLIENTS.get(setting.key, ()) for prefix in (PREFIX, "NOMAD_")]
     for name in names:
         if text := environ.get(name, ""):
             return _convert(text, setting, name)

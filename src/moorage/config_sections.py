@@ -18,6 +18,7 @@ Role = Literal["detected", "controller", "node", "monolith"]
 Takeover = Literal["evidence", "timeout"]
 Reboot = Literal["resume", "free"]
 Join = Literal["auto", "open", "token"]
+VerifyClient = Literal["no", "agents", "all"]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +30,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ServerSettings(Section, frozen=True, kw_only=True):
     """``[server]``: the records and the API; ``moorage server`` and ``moorage dev`` read it.
 
-    bind: where the API is served, as HOST:PORT; port 0 takes a free one.
+    bind: where the API is served, as HOST:PORT or unix:///PATH; port 0 takes a free one.
+
+    allow_plain_http: serve without TLS where others than this host can reach it. Tokens and secrets are then read by
+    whoever can listen in; better are certificates in [tls].
 
     data_dir: the directory of the records, which belongs to this user alone; empty: below $XDG_STATE_HOME.
 
@@ -41,6 +45,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """
 
     bind: str = "127.0.0.1:4646"
+    allow_plain_http: bool = False
     data_dir: str = ""
     join: Join = "auto"
     log_level: LogLevel = "info"
@@ -55,6 +60,17 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     paths below it that may have 127 bytes; empty: below $XDG_STATE_HOME.
 
     log_level: which events are logged to stderr: this level and those above it.
+
+    ca_file: the CA that the server's certificate is signed by; empty: those that this host trusts. Where it is not set,
+    MOORAGE_CACERT and NOMAD_CACERT are asked too.
+
+    cert_file: the client certificate that this node shows, made by `moorage tls agent`; or MOORAGE_CLIENT_CERT,
+    NOMAD_CLIENT_CERT.
+
+    key_file: its key; or MOORAGE_CLIENT_KEY, NOMAD_CLIENT_KEY.
+
+    tls_server_name: the name in the server's certificate, where the address has another; or MOORAGE_TLS_SERVER_NAME,
+    NOMAD_TLS_SERVER_NAME.
 
     join_token_file: a file with a join token, read when this node joins; it may be removed afterwards.
 
@@ -92,6 +108,10 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     server: str = "http://127.0.0.1:4646"
     data_dir: str = ""
     log_level: LogLevel = "info"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    tls_server_name: str = ""
     join_token_file: str = ""
     plugin_id: str = ""
     plugin_dirs: tuple[str, ...] = ()
@@ -105,6 +125,28 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     secret_env: tuple[str, ...] = ()
     secret_credentials: tuple[str, ...] = ()
     secret_read_s: Positive = 5.0
+
+
+class TlsSettings(Section, frozen=True, kw_only=True):
+    """``[tls]``: certificates of the API; ``moorage server`` and ``moorage dev`` read it. Files that change are taken
+    within seconds, without a restart.
+
+    cert_file: the server's certificate in PEM, its own first, then those between it and the CA; empty: no TLS.
+
+    key_file: its key in PEM, without a password, in a file that not everybody may read.
+
+    ca_file: the CA that client certificates must be signed by.
+
+    verify_client: who must show a client certificate: no, nobody; agents, agents on their pages, while other clients
+    come without; all, everybody.
+    """
+
+    has_own_flags: ClassVar[bool] = True
+
+    cert_file: str = ""
+    key_file: str = ""
+    ca_file: str = ""
+    verify_client: VerifyClient = "no"
 
 
 class FencingSettings(Section, frozen=True, kw_only=True):
@@ -322,6 +364,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
     server: ServerSettings = ServerSettings()
     agent: AgentSettings = AgentSettings()
+    tls: TlsSettings = TlsSettings()
     fencing: FencingSettings = FencingSettings()
     secrets: SecretsSettings = SecretsSettings()
     audit: AuditSettings = AuditSettings()
@@ -334,6 +377,7 @@ class Settings(Section, frozen=True, kw_only=True):
 SECTIONS: dict[str, type[Section]] = {
     "server": ServerSettings,
     "agent": AgentSettings,
+    "tls": TlsSettings,
     "fencing": FencingSettings,
     "secrets": SecretsSettings,
     "audit": AuditSettings,
@@ -343,7 +387,7 @@ SECTIONS: dict[str, type[Section]] = {
 TABLES: dict[str, type[Section]] = {"driver": DriverTable, "plugin": PluginTable}
 # Which sections are flags of which program. Where two sections have a key, a program has the flag of one of them.
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "server": ("server", "fencing", "acl", "secrets", "limits", "audit"),
+    "server": ("server", "tls", "fencing", "acl", "secrets", "limits", "audit"),
     "agent": ("agent",),
-    "dev": ("server", "fencing", "acl", "agent", "secrets", "limits", "audit"),
+    "dev": ("server", "tls", "fencing", "acl", "agent", "secrets", "limits", "audit"),
 }

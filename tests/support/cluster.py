@@ -82,6 +82,8 @@ class Cluster:
         host.jobs["judge"].wait_ready()
         words = ["moorage", "agent", "--server", self.lan.url, "--data-dir", str(host.place / "agent")]
         words += ["--plugin", f"hostpath=unix://{host.place}/csi.sock", "--retry-cap-s", "1"]
+        words += ["--ca-file", f"{self.lan.tls}/ca.pem", "--cert-file", f"{self.lan.tls}/agent-{host.name}.pem"]
+        words += ["--key-file", f"{self.lan.tls}/agent-{host.name}-key.pem"]
         host.start("agent", [sys.executable, "-m", *words])
 
     def restart_server(self, *, pause_s: float = 0.0) -> None:

@@ -238,11 +238,11 @@ class Fleet:
         words = ["dev", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "dev"), "--plugin-id", plugin_id]
         return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}", module=self.dev_module(str(port)))
 
-    def start_server(self) -> Program:
+    def start_server(self, *options: str, scheme: str = "http") -> Program:
         """`moorage server`, ready."""
         port = find_port()
-        words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "server")]
-        return self._start(words, "server", url=f"http://127.0.0.1:{port}")
+        words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "server"), *options]
+        return self._start(words, "server", url=f"{scheme}://127.0.0.1:{port}")
 
     def start_driver(self, at: Path | None = None, *, is_judged: bool = IS_JUDGED) -> Program:
         """`moorage driver local`, ready; its socket is ``at``, which is ``driver_socket`` if nothing is said."""

@@ -1,8 +1,9 @@
 """Hosts in miniature: each has network, mount, process and host-name namespaces of its own; one switch joins them.
 
 A ``Lan`` is a network namespace with a bridge, 10.213.0.1, in which the server runs; its ``Host`` objects are
-10.213.0.11 and on. Addresses exist inside these namespaces only. A host can be cut off (its port at the switch goes
-down), powered off (every process in it dies at once, and its mounts with them) and booted again with another boot ID.
+10.213.0.11 and on. Addresses exist inside these namespaces only. Server and agents speak TLS, each with a certificate.
+A host can be cut off (its port at the switch goes down), powered off (every process in it dies at once, and its mounts
+with them) and booted again with another boot ID.
 Its directory is its disk: it stays.
 Needs root. Nothing is left behind when the test's own process closes the Lan; each namespace goes with its processes.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
+import io
 import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from dev_server import wait_until
+
+from moorage.cli.main import main
 
 NETWORK = "10.213.0"
 SWITCH_ADDRESS = f"{NETWORK}.1"
@@ -220,7 +225,11 @@ class Lan:
         self.hosts: list[Host] = []
         self.is_quiet = False
         self.server: Job | None = None
-        self.url = f"http://{SWITCH_ADDRESS}:{SERVER_PORT}"
+        self.url = f"https://{SWITCH_ADDRESS}:{SERVER_PORT}"
+        self.tls = self.place / "tls"
+        self.make_certificate("ca")
+        self.make_certificate("server", "-host", SWITCH_ADDRESS)
+        self._context = ssl.create_default_context(cafile=str(self.tls / "ca.pem"))
         self._switch = subprocess.Popen(
             [*_TIED, "unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 100000"], stdin=subprocess.DEVNULL
         )
@@ -235,9 +244,15 @@ class Lan:
         run(*self.enter_switch, "ip", "link", "set", "br0", "up")
         self._asker = ThreadPoolExecutor(ASKERS, initializer=_enter_network, initargs=(self._switch.pid,))
 
+    def make_certificate(self, *words: str) -> None:
+        """`moorage tls WORDS`."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(["tls", *words, "-dir", str(self.tls)]) == 0, words
+
     def add_host(self) -> Host:
-        """One more host, switched on."""
+        """One more host, switched on; its agent can show who it is."""
         host = Host(self, len(self.hosts) + 1)
+        self.make_certificate("agent", host.name)
         self.hosts.append(host)
         host.boot()
         return host
@@ -250,13 +265,15 @@ class Lan:
     def start_server(self, *options: str) -> None:
         """Start `moorage server` at the switch; its records stay when it was started before."""
         words = [sys.executable, "-m", "moorage", "server", "--bind", f"{SWITCH_ADDRESS}:{SERVER_PORT}"]
-        words += ["--data-dir", str(self.place / "server"), *options]
+        words += ["--data-dir", str(self.place / "server"), "--tls-verify-client", "agents", *options]
+        words += ["--tls-cert-file", f"{self.tls}/server.pem", "--tls-key-file", f"{self.tls}/server-key.pem"]
+        words += ["--tls-ca-file", f"{self.tls}/ca.pem"]
         self.server = Job(self.enter_switch, words, name="server", place=self.place, forks=False)
         self.server.wait_ready()
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """The status and the JSON, or the text, of an answer of the server."""
-        return self._asker.submit(_ask, method, path, body).result(ANSWER_S + 5)
+        return self._asker.submit(_ask, self._context, method, path, body).result(ANSWER_S + 5)
 
     def get(self, path: str) -> Any:
         """The JSON of a GET that must succeed."""
@@ -272,7 +289,17 @@ class Lan:
 
     def run_cli(self, *words: str) -> str:
         """What `moorage WORDS` prints; it must succeed."""
-        command = [*self.enter_switch, sys.executable, "-m", "moorage", *words, "--address", self.url]
+        command = [
+            *self.enter_switch,
+            sys.executable,
+            "-m",
+            "moorage",
+            *words,
+            "--address",
+            self.url,
+            "--ca-cert",
+            f"{self.tls}/ca.pem",
+        ]
         found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
         assert found.returncode == 0, f"moorage {' '.join(words)}: {found.stderr}"
         return found.stdout
@@ -313,8 +340,8 @@ def _enter_network(pid: int) -> None:
         assert libc.setns(file.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
 
 
-def _ask(method: str, path: str, body: object) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(SWITCH_ADDRESS, SERVER_PORT, timeout=ANSWER_S)
+def _ask(context: ssl.SSLContext, method: str, path: str, body: object) -> tuple[int, Any]:
+    connection = http.client.HTTPSConnection(SWITCH_ADDRESS, SERVER_PORT, timeout=ANSWER_S, context=context)
     try:
         connection.request(method, path, body=None if body is None else json.dumps(body).encode())
         answer = connection.getresponse()

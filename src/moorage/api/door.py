@@ -25,6 +25,7 @@ from moorage.api.limits import Hits, HttpSettings, client_of
 from moorage.api.params import find_query
 from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
 from moorage.api.timing import Timing, timed
+from moorage.model.identity import Peer
 
 log = structlog.get_logger()
 
@@ -33,6 +34,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+# Where in a scope's state the server puts what the connection shows of the client.
+PEER = "moorage.peer"
 
 # How long the last bytes of a stream may take once the server stops.
 LAST_WORD_S = 1.0
@@ -150,6 +153,7 @@ class Door:
             headers=headers,
             body=body,
             remote=(scope.get("client") or ("",))[0],
+            peer=scope.get("state", {}).get(PEER) or Peer(),
         )
         if method == "GET" and request.query.get("index"):
             full = self._find_crowd(client)

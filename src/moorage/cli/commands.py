@@ -23,13 +23,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Program:
-    """A command that is a program of its own: its flags and its code live in ``moorage.serve``."""
+    """A command that asks no server: a program of its own, whose flags and code live in ``moorage.serve``, or one that
+    only makes files, in ``module``."""
 
     words: tuple[str, ...]
     add_arguments: str
     run: str
     summary: str
     example: str
+    module: str = "moorage.serve"
 
 
 _CREATE_MORE = (
@@ -71,6 +73,38 @@ PROGRAMS = (
         "run_driver",
         "the embedded CSI driver on its own, for any orchestrator",
         "moorage driver local -h",
+    ),
+    Program(
+        ("tls", "ca"),
+        "add_ca",
+        "run_ca",
+        "make a CA: what signs the certificates of servers, agents and clients",
+        "moorage tls ca -dir /root/moorage-tls",
+        "moorage.cli.tls",
+    ),
+    Program(
+        ("tls", "server"),
+        "add_server",
+        "run_server",
+        "make a server's certificate and key, signed by the CA in the same directory",
+        "moorage tls server -host storage-1.example -host 192.0.2.10",
+        "moorage.cli.tls",
+    ),
+    Program(
+        ("tls", "agent"),
+        "add_agent",
+        "run_agent",
+        "make a node's certificate and key, with which its agent may join",
+        "moorage tls agent host-2",
+        "moorage.cli.tls",
+    ),
+    Program(
+        ("tls", "client"),
+        "add_client",
+        "run_client",
+        "make a client's certificate and key, where the server asks everybody for one",
+        "moorage tls client anna",
+        "moorage.cli.tls",
     ),
 )
 

@@ -9,7 +9,8 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from moorage.client.sync import DEFAULT_ADDRESS, Endpoint, Tls
+from moorage.client.sync import DEFAULT_ADDRESS, Endpoint
+from moorage.client.tls import Tls
 from moorage.errors import BadRequest
 
 # Flags that take a value; needed to find the command behind flags that stand in front of it.

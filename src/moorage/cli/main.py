@@ -123,8 +123,8 @@ def _make_parser(command: Command | Program) -> argparse.ArgumentParser:
 
 
 def _run_program(command: Program, parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    """Hand over to ``moorage.serve``, which is imported only here."""
-    serve = importlib.import_module("moorage.serve")
+    """Hand over to the program's module, ``moorage.serve`` mostly, which is imported only here."""
+    serve = importlib.import_module(command.module)
     add: Callable[[argparse.ArgumentParser], None] | None = getattr(serve, command.add_arguments, None)
     run: Callable[[argparse.Namespace], int] | None = getattr(serve, command.run, None)
     if add is None or run is None:

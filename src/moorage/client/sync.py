@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from moorage.client.tls import CUT, NO_TLS, Tls, explain_fault, make_context
 from moorage.errors import (
     BadRequest,
     Conflict,
@@ -49,18 +50,6 @@ _STATUS_ERRORS: dict[int, type[MoorageError]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tls:
-    """How to trust the server and how to show who we are; empty texts mean "not given"."""
-
-    ca_file: str = ""
-    ca_path: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    server_name: str = ""
-    skip_verify: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """Where the server is and what every request carries. ``repr`` leaves the token out."""
 
@@ -68,7 +57,7 @@ class Endpoint:
     token: str = field(default="", repr=False)
     namespace: str = ""
     region: str = ""
-    tls: Tls = Tls()
+    tls: Tls = NO_TLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +119,6 @@ class _NamedTlsConnection(http.client.HTTPSConnection):
         """Connect, then speak TLS with the name the certificate bears."""
         http.client.HTTPConnection.connect(self)
         self.sock = self._tls_context.wrap_socket(self.sock, server_hostname=self._tls_name)
-
-
-def _make_tls_context(tls: Tls) -> ssl.SSLContext:
-    import ssl
-
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file or None, capath=tls.ca_path or None)
-        if tls.skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if bool(tls.cert_file) != bool(tls.key_file):
-            raise BadRequest("a client certificate and its key are only of use together: give both or neither")
-        if tls.cert_file:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
-    except OSError as error:
-        raise BadRequest(f"cannot use the TLS files given: {error}") from error
-    return context
 
 
 class Client:
@@ -238,7 +210,7 @@ class Client:
             return http.client.HTTPConnection(host, self._port, timeout=timeout_s)
         tls = self.endpoint.tls
         if self._tls_context is None:
-            self._tls_context = _make_tls_context(tls)
+            self._tls_context = make_context(tls)
         return _NamedTlsConnection(
             host, self._port, timeout=timeout_s, context=self._tls_context, name=tls.server_name or host
         )
@@ -268,8 +240,7 @@ class Client:
             raise DeadlineExceeded(f"no answer from {self.endpoint.address} within {elapsed_s:.0f} s") from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"cannot reach {self.endpoint.address}: {reason}", code="unreachable") from error
+            raise self._unreachable(error) from error
         except ValueError as error:  # a header with a line break, a path with a blank
             connection.close()
             text = "the token, a secret or the address holds a character that HTTP cannot carry, such as a line break"
@@ -282,6 +253,15 @@ class Client:
         else:
             self._kept = connection
         return _read_answer(response, body)
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        """What to say where no answer came; ``tls`` as code where TLS is at fault."""
+        parts, tls = self._parts, self.endpoint.tls
+        found = explain_fault(error, tls.server_name or parts.hostname or "") if parts.scheme == "https" else ""
+        reason = found or str(error) or type(error).__name__
+        if isinstance(error, (http.client.BadStatusLine, ConnectionResetError)):
+            reason += {"http": "; if it serves TLS, use https://", "https": CUT}.get(parts.scheme, "")
+        return Unavailable(f"cannot reach {self.endpoint.address}: {reason}", code="tls" if found else "unreachable")
 
 
 def _read_answer(response: http.client.HTTPResponse, body: bytes) -> Answer:

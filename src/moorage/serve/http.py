@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import socket
+import ssl
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +22,7 @@ from moorage.serve.protocol import bind_book
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
+UNIX = "unix://"
 
 
 class _Server(uvicorn.Server):
@@ -31,10 +35,13 @@ class _Server(uvicorn.Server):
 
 
 def open_socket(bind: str) -> socket.socket:
-    """A listening socket on ``HOST:PORT`` (port 0: a free one). Raises BadRequest that names what is wrong."""
+    """A listening socket on ``HOST:PORT`` (port 0: a free one) or ``unix:///PATH``. Raises BadRequest that names what
+    is wrong."""
+    if bind.startswith(UNIX):
+        return _open_unix_socket(bind)
     host, colon, port_text = bind.rpartition(":")
     if not colon or not port_text.isdigit() or int(port_text) > 65535:
-        raise BadRequest(f"--bind {bind!r} is not HOST:PORT")
+        raise BadRequest(f"--bind {bind!r} is not HOST:PORT or unix:///PATH")
     host = host.strip("[]") or "127.0.0.1"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -48,8 +55,47 @@ def open_socket(bind: str) -> socket.socket:
     return listener
 
 
+def _open_unix_socket(bind: str) -> socket.socket:
+    """A socket file for this user and its group; what a dead server left in its place is taken away."""
+    path = bind.removeprefix(UNIX)
+    if not path.startswith("/"):
+        raise BadRequest(f"--bind {bind!r} is not unix:// and an absolute path")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_left_over(path):
+            os.unlink(path)
+        mask = os.umask(0o117)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+    except OSError as error:
+        listener.close()
+        raise BadRequest(f"--bind {bind}: {error.strerror or error}; is another server there?") from error
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _is_left_over(path: str) -> bool:
+    """Whether there is a socket file that nobody serves."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
+        asker.settimeout(1.0)
+        try:
+            asker.connect(path)
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
 def is_local(bind: str) -> bool:
     """Whether nothing but this host can reach what is bound there."""
+    if bind.startswith(UNIX):
+        return True
     host = bind.rpartition(":")[0].strip("[]") or "127.0.0.1"
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -57,10 +103,13 @@ def is_local(bind: str) -> bool:
         return host == "localhost"
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, *, is_tls: bool = False) -> str:
     """The base URL of a listening socket."""
+    if listener.family == socket.AF_UNIX:
+        return f"{UNIX}{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def serve_http(
@@ -68,9 +117,11 @@ async def serve_http(
     listener: socket.socket,
     connections: Connections | None = None,
     *,
+    context: ssl.SSLContext | None = None,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; then requests in hand get STOP_GRACE_S to end, waiting ones are answered at once.
+    """Serve until cancelled, with TLS if there is a ``context``; then requests in hand get STOP_GRACE_S to end, waiting
+    ones are answered at once.
 
     ``connections``: their book; None: one of its own, with the app's limits.
     """
@@ -89,6 +140,7 @@ async def serve_http(
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_GRACE_S,
         backlog=BACKLOG,
+        ssl_context_factory=None if context is None else lambda config, default: context,
     )
     # It warns of each malformed request, as often as a client sends one.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

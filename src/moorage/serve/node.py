@@ -25,6 +25,7 @@ from moorage.agent.sockets import CSI_SOCKET
 from moorage.api.app import App
 from moorage.api.http import Request
 from moorage.client.api import Client
+from moorage.client.tls import Tls
 from moorage.client.transport import Answer as ClientAnswer
 from moorage.client.transport import HttpTransport, Transport
 from moorage.config import DriverTable, Settings
@@ -202,13 +203,19 @@ def run(args: argparse.Namespace) -> int:
                 "name at least one driver, by --plugin NAME=unix:///SOCKET, --plugin-id NAME or --plugin-dir DIR, "
                 "or in the settings"
             )
-        server = settings.agent.server
+        server, given = settings.agent.server, settings.agent
+        tls = Tls(
+            ca_file=given.ca_file,
+            cert_file=given.cert_file,
+            key_file=given.key_file,
+            server_name=given.tls_server_name,
+        )
 
         async def body(group: anyio.abc.TaskGroup) -> None:
             opened: list[HttpTransport] = []
 
             def connect(secret: str) -> Transport:
-                opened.append(HttpTransport(server, token=secret))
+                opened.append(HttpTransport(server, token=secret, tls=tls))
                 return opened[0]
 
             try:

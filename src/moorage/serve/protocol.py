@@ -16,9 +16,12 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from moorage.api.door import PEER
 from moorage.api.limits import client_of
+from moorage.model.identity import Peer
 from moorage.serve.connections import Connections, Overdue, Refused
 from moorage.serve.lines import Line
+from moorage.serve.tls import find_peer
 
 # Above this the parser splits no target; the app's own limit is not above it.
 TARGET_BYTES_MAX = 65535
@@ -43,6 +46,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._has_head = False
         self._head_bytes = 0
         self._is_over = False
+        self._peer = Peer()
         self._is_entered = False
         self._refused: tuple[int, str] | None = None
         # Of the body in hand: when it began, what has come, and what had come at the last look and when.
@@ -59,6 +63,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(transport)
         self.client_key = client_of(self.client[0]) if self.client else ""
+        shown = transport.get_extra_info("ssl_object")
+        self._peer = find_peer(shown.getpeercert()) if shown is not None else Peer()
         now_s = self.loop.time()
         refused = self._book.admit(self, now_s)
         self._is_entered = True
@@ -106,6 +112,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_message, self._has_head = True, False
         super().on_message_begin()
+        self.scope["state"] = {PEER: self._peer}
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""

@@ -9,10 +9,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import msgspec
 
 from moorage import config
@@ -29,11 +31,12 @@ from moorage.rules.nodes import FencingSettings
 from moorage.serve.audit_writer import open_audit
 from moorage.serve.connections import Connections
 from moorage.serve.hooks import ProgramHook
-from moorage.serve.http import address_of, is_local, open_socket, serve_http
+from moorage.serve.http import UNIX, address_of, is_local, open_socket, serve_http
 from moorage.serve.open_files import bound_connections, raise_open_files
 from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.serve.secret_keys import Keys
 from moorage.serve.settings_view import show_settings
+from moorage.serve.tls import Certificates, TlsFiles
 from moorage.state.codec import Records
 from moorage.state.feed import Feed
 from moorage.state.repo import Repo
@@ -105,11 +108,12 @@ async def open_server(
 
     The store is closed last, after everything that may still write to it has ended.
     """
+    settings = settings or Settings()
+    certificates = await anyio.to_thread.run_sync(open_certificates, settings, bind)
     listener = open_socket(bind)
     try:
         store = await SqliteStore.open(make_private(data_dir) / "state.db")
         try:
-            settings = settings or Settings()
             keys = Keys(settings.secrets, data_dir)
             records = Records(Sealer(await keys.open(store), keys.describe()))
             feed = Feed(store, records)
@@ -131,8 +135,12 @@ async def open_server(
                 connections = make_book(app)
                 await group.start(service.run)
                 await group.start(sealing.run)
-                await group.start(serve_http, app, listener, connections)
-                yield Running(url=address_of(listener), app=app, service=service, feed=feed)
+                if certificates is not None:
+                    await group.start(certificates.run)
+                context = certificates.context if certificates else None
+                await group.start(partial(serve_http, app, listener, connections, context=context))
+                url = address_of(listener, is_tls=certificates is not None)
+                yield Running(url=url, app=app, service=service, feed=feed)
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -167,8 +175,39 @@ def choose_engine(settings: Settings) -> EngineSettings:
 def choose_identity(settings: Settings) -> IdentitySettings:
     """What nodes must show to join, as the program's settings have it."""
     given = settings.server
-    is_needed = given.join == "token" or (given.join == "auto" and not is_local(given.bind))
-    return IdentitySettings(is_join_needed=is_needed)
+    is_mutual = bool(settings.tls.cert_file) and settings.tls.verify_client != "no"
+    is_needed = is_mutual or given.join == "token" or (given.join == "auto" and not is_local(given.bind))
+    return IdentitySettings(is_join_needed=is_needed, is_certificate_needed=is_mutual)
+
+
+def open_certificates(settings: Settings, bind: str) -> Certificates | None:
+    """The certificates that the settings name; None where the API is served without TLS. Blocks.
+
+    Raises BadRequest for files that cannot be used, and for plain HTTP to others than this host that nobody asked for.
+    """
+    given = settings.tls
+    if bool(given.cert_file) != bool(given.key_file):
+        raise BadRequest("tls.cert_file and tls.key_file are only of use together: set both or neither")
+    if given.cert_file:
+        if bind.startswith(UNIX):
+            raise BadRequest("server.bind is a unix socket, which needs no TLS: leave [tls] out, or bind HOST:PORT")
+        return Certificates(
+            TlsFiles(
+                cert_file=given.cert_file,
+                key_file=given.key_file,
+                ca_file=given.ca_file,
+                verify_client=given.verify_client,
+            )
+        )
+    if given.ca_file or given.verify_client != "no":
+        raise BadRequest("tls.ca_file and tls.verify_client need tls.cert_file and tls.key_file: set these too")
+    if not is_local(bind) and not settings.server.allow_plain_http:
+        raise BadRequest(
+            f"server.bind {bind} would serve plain HTTP to the network, where tokens and secrets can be read. Make "
+            "certificates with `moorage tls ca` and `moorage tls server` and name them in [tls]; or bind 127.0.0.1; "
+            "or, where every listener is trusted, set server.allow_plain_http = true"
+        )
+    return None
 
 
 def choose_http(settings: Settings) -> HttpSettings:
