@@ -290,6 +290,11 @@ def _check_names(settings: Settings) -> None:
         numbered.append((f"driver[{number}]", driver.name, {"socket": driver.socket, "socket_dir": driver.socket_dir}))
     for number, plugin in enumerate(settings.plugin):
         numbered.append((f"plugin[{number}]", plugin.name, {"socket": plugin.socket or "nothing"}))
+    tables: tuple[DriverTable | PluginTable, ...] = (*settings.driver, *settings.plugin)
+    for table in tables:
+        for key in ("controller_calls_max", "node_calls_max"):
+            if getattr(table, key) == 0:
+                raise BadRequest(f"{table.name}: {key} 0 would forbid all calls; -1 is the agent's number")
     for where, name, paths in numbered:
         if not name or "/" in name:
             raise BadRequest(f"{where}.name {name!r}: a name without / is needed")

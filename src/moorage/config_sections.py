@@ -13,6 +13,8 @@ import msgspec
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Amount = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+OwnCount = Annotated[int, msgspec.Meta(ge=-1, le=10_000)]
+CountOrNone = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Role = Literal["detected", "controller", "node", "monolith"]
 Takeover = Literal["evidence", "timeout"]
@@ -103,6 +105,15 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     credential:NAME.
 
     secret_read_s: how long reading all secrets of one driver call may take.
+
+    controller_calls_max: how many calls a driver's controller service gets at a time.
+
+    node_calls_max: how many calls a driver's node service gets at a time.
+
+    slow_calls_max: how many calls more a service may have at a time that have gone on for slow_after_s, so that calls
+    that hang do not keep others waiting; 0: the numbers above are hard limits.
+
+    slow_after_s: after how long a call counts as slow.
     """
 
     server: str = "http://127.0.0.1:4646"
@@ -125,6 +136,10 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     secret_env: tuple[str, ...] = ()
     secret_credentials: tuple[str, ...] = ()
     secret_read_s: Positive = 5.0
+    controller_calls_max: Count = 32
+    node_calls_max: Count = 32
+    slow_calls_max: CountOrNone = 256
+    slow_after_s: Positive = 5.0
 
 
 class TlsSettings(Section, frozen=True, kw_only=True):
@@ -329,6 +344,12 @@ class DriverTable(Section, frozen=True, kw_only=True):
     steady_s: after how long a run the pause begins anew with the first.
 
     stop_s: how long it may take to end after SIGTERM until it gets SIGKILL.
+
+    controller_calls_max: instead of the agent's; -1: as there.
+
+    node_calls_max: instead of the agent's; -1: as there.
+
+    slow_calls_max: instead of the agent's; -1: as there.
     """
 
     name: str
@@ -341,6 +362,9 @@ class DriverTable(Section, frozen=True, kw_only=True):
     restart_cap_s: Positive = 10.0
     steady_s: Positive = 30.0
     stop_s: Positive = 5.0
+    controller_calls_max: OwnCount = -1
+    node_calls_max: OwnCount = -1
+    slow_calls_max: OwnCount = -1
 
 
 class PluginTable(Section, frozen=True, kw_only=True):
@@ -352,11 +376,20 @@ class PluginTable(Section, frozen=True, kw_only=True):
     socket: where it listens; an absolute path.
 
     role: what it is to serve: detected takes whatever it answers to; controller and node only that; monolith both.
+
+    controller_calls_max: instead of the agent's; -1: as there.
+
+    node_calls_max: instead of the agent's; -1: as there.
+
+    slow_calls_max: instead of the agent's; -1: as there.
     """
 
     name: str
     socket: str
     role: Role = "detected"
+    controller_calls_max: OwnCount = -1
+    node_calls_max: OwnCount = -1
+    slow_calls_max: OwnCount = -1
 
 
 class Settings(Section, frozen=True, kw_only=True):

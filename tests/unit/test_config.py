@@ -149,6 +149,14 @@ def test_the_default_environment_of_others_is_left_alone() -> None:
     assert load("server", environ={"MOORAGE_TOKEN": "y", "NOMAD_TOKEN": "z", "PATH": "/bin"}) == config.Settings()
 
 
+def test_a_driver_has_limits_of_its_own(tmp_path: Path) -> None:
+    text = "[[plugin]]\nname = 'ceph'\nsocket = '/s'\nnode_calls_max = 3\nslow_calls_max = 0\n"
+    (found,) = load("agent", "--config", write(tmp_path, text)).plugin
+    assert (found.controller_calls_max, found.node_calls_max, found.slow_calls_max) == (-1, 3, 0)
+    with pytest.raises(BadRequest, match="ceph: node_calls_max 0 would forbid all calls"):
+        load("agent", "--config", write(tmp_path, text.replace("3", "0")))
+
+
 # -- the page --------------------------------------------------------------------------------------------------------
 
 

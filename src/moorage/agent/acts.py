@@ -12,12 +12,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-import anyio
 import msgspec
 import structlog
 
 from moorage.agent import mounts
-from moorage.agent.calls import call_driver
+from moorage.agent.budget import Budget
+from moorage.agent.calls import call_in_turn
 from moorage.agent.fencing import SelfFence
 from moorage.agent.holders import HolderSearch, Question
 from moorage.agent.journal import Journal
@@ -46,7 +46,7 @@ Send = Callable[[ClaimId, Report], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What all disks of one agent share. ``node_slots`` bounds node calls per plugin; ``on_step`` hears of progress;
+    """What all disks of one agent share. ``node_budgets`` bounds node calls by plugin; ``on_step`` hears of work;
     ``may_mount``: whether the server counts the node among its own, so that mounting is allowed."""
 
     layout: Layout
@@ -54,7 +54,7 @@ class Room:
     journal: Journal
     mounter: Mounter
     drivers: Mapping[PluginId, Driver]
-    node_slots: Mapping[PluginId, anyio.CapacityLimiter]
+    node_budgets: Mapping[PluginId, Budget]
     find_node_info: Callable[[PluginId], NodeInfo | None]
     reporter: Reporter
     probes: MountProbes
@@ -256,9 +256,10 @@ class Acts:
     async def _call(self, step: Step, claim_id: ClaimId) -> Fault | None:
         plugin_id, assignment = self._disk.plugin_id, self.assignments.get(claim_id)
         timeout_s = assignment.timeout_s if assignment else self._room.settings.node_call_s
-        driver, slots = self._room.drivers.get(plugin_id), self._room.node_slots.get(plugin_id)
-        async with slots or anyio.CapacityLimiter(1):
-            outcome = await call_driver(driver, step, timeout_s=timeout_s, clock=self._room.clock)
+        driver, budget = self._room.drivers.get(plugin_id), self._room.node_budgets.get(plugin_id)
+        outcome = await call_in_turn(
+            budget, driver, step, subject=self._disk.external_id, timeout_s=timeout_s, clock=self._room.clock
+        )
         return outcome.fault if isinstance(outcome, Failed) else None
 
     def _tell(self, event: str, claim_id: ClaimId, **more: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import anyio
 import msgspec
 
+from moorage.agent.budget import Budget
 from moorage.agent.ports import Clock, Driver
 from moorage.errors import DriverFault, MoorageError
-from moorage.model.steps import Failed, Outcome, Step
+from moorage.model.steps import Failed, Outcome, Step, direction_of
 from moorage.model.volume import Fault
 
 # A driver client keeps the deadline itself; this is how long it may be late before it is cut off.
 LATE_MAX_S = 2.0
+NO_ANSWER = "DEADLINE_EXCEEDED"
 
 
 async def call_driver(
@@ -30,9 +32,22 @@ async def call_driver(
         except MoorageError as e:
             outcome = failed(step, e.code, e.message, at_ns=0)
     if outcome is None:
-        outcome = failed(step, "DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s", at_ns=0)
+        outcome = failed(step, NO_ANSWER, f"no answer within {timeout_s:g} s", at_ns=0)
     if isinstance(outcome, Failed) and not outcome.fault.at_ns:
         return Failed(fault=msgspec.structs.replace(outcome.fault, at_ns=clock()))
+    return outcome
+
+
+async def call_in_turn(
+    budget: Budget | None, driver: Driver | None, step: Step, *, subject: str, timeout_s: float, clock: Clock
+) -> Outcome:
+    """``call_driver`` when the budget has a slot for it. ``subject`` names the volume; the deadline begins with the
+    call."""
+    if budget is None or driver is None:
+        return await call_driver(driver, step, timeout_s=timeout_s, clock=clock)
+    async with budget.slot(direction_of(step), subject) as ticket:
+        outcome = await call_driver(driver, step, timeout_s=timeout_s, clock=clock)
+        ticket.no_answer = isinstance(outcome, Failed) and outcome.fault.status == NO_ANSWER
     return outcome
 
 

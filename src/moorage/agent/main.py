@@ -114,7 +114,7 @@ async def run(
                 journal=journal,
                 mounter=around.mounter or HostMounter(),
                 drivers=plugins.drivers,
-                node_slots=plugins.node_slots,
+                node_budgets=plugins.node_budgets,
                 find_node_info=fingerprints.find_node_info,
                 reporter=agent.reporter,
                 probes=MountProbes(pause_s=settings.mount_probe_s, hang_s=settings.mount_hang_s, ask=around.ask_mount),
@@ -281,7 +281,11 @@ class _Agent:
     async def _follow_steps(self, group: TaskGroup) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s
         workers = StepWorkers(
-            group, self._plugins.drivers, self.reporter, clock=self._around.clock, settings=self._settings
+            group,
+            self._plugins.drivers,
+            self.reporter,
+            clock=self._around.clock,
+            budgets=self._plugins.controller_budgets,
         )
 
         async def fetch(index: int) -> StepAssignments:

@@ -14,8 +14,9 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from moorage.agent.budget import Budget
 from moorage.agent.fingerprint import Fingerprints
-from moorage.agent.ports import AgentSettings, Connect, Driver, DriverSpec
+from moorage.agent.ports import AgentSettings, CallLimits, Connect, Driver, DriverSpec
 from moorage.agent.secret_reading import ReadingDriver, SecretReader
 from moorage.agent.sockets import find_sockets
 from moorage.model.ids import PluginId
@@ -25,11 +26,12 @@ CLOSE_TIMEOUT_S = 3.0
 
 
 class Plugins:
-    """The open drivers by plugin ID. ``drivers`` and ``node_slots`` change while the agent runs."""
+    """The open drivers by plugin ID, with the budgets of both services; all change while the agent runs."""
 
     def __init__(self, connect: Connect, specs: Mapping[PluginId, DriverSpec], settings: AgentSettings) -> None:
         self.drivers: dict[PluginId, Driver] = {}
-        self.node_slots: dict[PluginId, anyio.CapacityLimiter] = {}
+        self.node_budgets: dict[PluginId, Budget] = {}
+        self.controller_budgets: dict[PluginId, Budget] = {}
         self.specs = dict(specs)
         self._connect = connect
         self._named = frozenset(specs)
@@ -76,13 +78,20 @@ class Plugins:
         await driver.open()
         self.specs[plugin_id] = spec
         self.drivers[plugin_id] = driver
-        self.node_slots[plugin_id] = anyio.CapacityLimiter(self._settings.node_calls_max)
+        own, common = spec.limits, self._settings
+        self.node_budgets[plugin_id] = self._make_budget(own, own.node_calls_max or common.node_calls_max)
+        calls_max = own.controller_calls_max or common.controller_calls_max
+        self.controller_budgets[plugin_id] = self._make_budget(own, calls_max)
         return driver
+
+    def _make_budget(self, own: CallLimits, calls_max: int) -> Budget:
+        slow_max = self._settings.slow_calls_max if own.slow_calls_max is None else own.slow_calls_max
+        return Budget(calls_max, slow_max=slow_max, slow_after_s=self._settings.slow_after_s)
 
     async def _drop(self, plugin_id: PluginId, fingerprints: Fingerprints) -> None:
         fingerprints.remove(plugin_id)
         self._missing.pop(plugin_id, None)
-        del self.specs[plugin_id], self.node_slots[plugin_id]
+        del self.specs[plugin_id], self.node_budgets[plugin_id], self.controller_budgets[plugin_id]
         driver = self.drivers.pop(plugin_id)
         with anyio.move_on_after(CLOSE_TIMEOUT_S):
             await driver.close()

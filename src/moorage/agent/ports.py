@@ -80,15 +80,24 @@ class Mounter(Protocol):
 Role = Literal["detected", "controller", "node", "monolith"]
 
 
+class CallLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls at a time of one driver. None: as the agent's settings have it."""
+
+    controller_calls_max: int | None = None
+    node_calls_max: int | None = None
+    slow_calls_max: int | None = None
+
+
 class DriverSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A driver that this node has: the path of its socket, and what it is to serve.
 
     ``role``: detected: whatever it answers to; controller, node: only that, whatever else it answers to; monolith:
-    both, and it is sick without one of them.
+    both, and it is sick without one of them. ``limits``: its own, where they differ from the agent's.
     """
 
     socket: str
     role: Role = "detected"
+    limits: CallLimits = CallLimits()
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +108,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     socket_look_s: how often a driver's socket and connection are looked at, to see its end or a restart.
     wait_s: how long one standing query waits for news.
     controller_calls_max, node_calls_max: driver calls at a time, per plugin.
+    slow_calls_max, slow_after_s: calls that have gone on for so long count among these, not among those above.
     rescan_s: how often mounts are looked at without any news.
     look_timeout_s: how long a look at a volume's paths, or a change to them, may take.
     retry_cap_s: the longest pause before a failed node step is tried again.
@@ -123,6 +133,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     wait_s: float = 60.0
     controller_calls_max: int = 32
     node_calls_max: int = 32
+    slow_calls_max: int = 256
+    slow_after_s: float = 5.0
     rescan_s: float = 30.0
     look_timeout_s: float = 30.0
     retry_cap_s: float = 30.0

@@ -151,7 +151,10 @@ class Volumes:
 
     def _worker(self, disk: Disk) -> DiskWorker:
         assert self._room is not None
-        return self._workers.setdefault(disk, DiskWorker(disk, self._room))
+        worker = self._workers.get(disk)
+        if worker is None:
+            worker = self._workers[disk] = DiskWorker(disk, self._room)
+        return worker
 
     def _start(self, worker: DiskWorker) -> None:
         if worker.disk not in self._busy:

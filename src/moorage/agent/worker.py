@@ -14,8 +14,9 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from moorage.agent.calls import call_driver
-from moorage.agent.ports import AgentSettings, Clock, Driver
+from moorage.agent.budget import Budget
+from moorage.agent.calls import call_in_turn
+from moorage.agent.ports import Clock, Driver
 from moorage.agent.reporter import Reporter
 from moorage.model.assignment import StepAssignment, StepReport
 from moorage.model.ids import PluginId, Revision
@@ -38,14 +39,13 @@ class StepWorkers:
         reporter: Reporter,
         *,
         clock: Clock,
-        settings: AgentSettings,
+        budgets: Mapping[PluginId, Budget],
     ) -> None:
         self._group = group
         self._drivers = drivers
         self._reporter = reporter
         self._clock = clock
-        self._calls_max = settings.controller_calls_max
-        self._slots: dict[PluginId, anyio.CapacityLimiter] = {}
+        self._budgets = budgets
         self._queues: dict[str, deque[StepAssignment]] = {}
         self._in_hand: dict[str, Revision] = {}
         self._reported: dict[str, tuple[Revision, float]] = {}
@@ -101,11 +101,14 @@ class StepWorkers:
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
         plugin_id = assignment.plugin_id
-        slots = self._slots.setdefault(plugin_id, anyio.CapacityLimiter(self._calls_max))
-        async with slots:
-            outcome = await call_driver(
-                self._drivers.get(plugin_id), assignment.step, timeout_s=assignment.timeout_s, clock=self._clock
-            )
+        outcome = await call_in_turn(
+            self._budgets.get(plugin_id),
+            self._drivers.get(plugin_id),
+            assignment.step,
+            subject=assignment.serial_key,
+            timeout_s=assignment.timeout_s,
+            clock=self._clock,
+        )
         report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome)
         await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))
         fault = outcome.fault if isinstance(outcome, Failed) else None

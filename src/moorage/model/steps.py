@@ -7,6 +7,8 @@ Source: CSI spec 1.12, one step a method; docs/decisions/0001-steps-in-model.md.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from moorage.model.snapshot import ExternalVolume, Snapshot
@@ -204,6 +206,18 @@ ControllerStep = (
 )
 NodeStep = StageVolume | PublishVolume | UnpublishVolume | UnstageVolume | ExpandNodeVolume | GetVolumeStats
 Step = ControllerStep | NodeStep
+
+# take: makes a volume, or makes it usable; give: the undoing of that; ask: changes nothing.
+Direction = Literal["take", "give", "ask"]
+_GIVING = (DeleteVolume, DetachVolume, DeleteSnapshot, UnpublishVolume, UnstageVolume)
+_ASKING = (ValidateVolume, ListVolumes, ListSnapshots, GetCapacity, GetVolumeStats)
+
+
+def direction_of(step: Step) -> Direction:
+    """What a step does for the consumers of volumes; calls of different directions take turns at a busy driver."""
+    if isinstance(step, _GIVING):
+        return "give"
+    return "ask" if isinstance(step, _ASKING) else "take"
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from moorage import config
 from moorage.agent import main as agent
 from moorage.agent.host import describe_host
 from moorage.agent.joining import load_secret, read_join_token
-from moorage.agent.ports import AgentSettings, DriverSpec
+from moorage.agent.ports import AgentSettings, CallLimits, DriverSpec
 from moorage.agent.sockets import CSI_SOCKET
 from moorage.api.app import App
 from moorage.api.http import Request
@@ -28,7 +28,7 @@ from moorage.client.api import Client
 from moorage.client.tls import Tls
 from moorage.client.transport import Answer as ClientAnswer
 from moorage.client.transport import HttpTransport, Transport
-from moorage.config import DriverTable, Settings
+from moorage.config import DriverTable, PluginTable, Settings
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
 from moorage.model.identity import Peer
@@ -63,7 +63,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], embedded: str) -> NodeSettings:
     """What settings and ``--plugin`` flags say about this node. Raises BadRequest; makes the data directory."""
     taken = {embedded, *(driver.name for driver in settings.driver), *(plugin.name for plugin in settings.plugin)}
-    plugins = {PluginId(p.name): DriverSpec(socket=p.socket, role=p.role) for p in settings.plugin}
+    plugins = {
+        PluginId(p.name): DriverSpec(socket=p.socket, role=p.role, limits=_choose_limits(p)) for p in settings.plugin
+    }
     plugins |= {name: DriverSpec(socket=path) for name, path in parse_plugins(flags, taken=taken).items()}
     given = settings.agent
     chosen = AgentSettings(
@@ -71,6 +73,10 @@ def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], emb
         retry_cap_s=given.retry_cap_s,
         mount_probe_s=given.mount_probe_s,
         mount_hang_s=given.mount_hang_s,
+        controller_calls_max=given.controller_calls_max,
+        node_calls_max=given.node_calls_max,
+        slow_calls_max=given.slow_calls_max,
+        slow_after_s=given.slow_after_s,
         plugin_dirs=tuple(os.path.abspath(path) for path in given.plugin_dirs),
         plugin_gone_s=given.plugin_gone_s,
         is_self_fencing=given.self_fence,
@@ -87,6 +93,18 @@ def choose_node(settings: Settings, data_dir: Path, *, flags: Sequence[str], emb
         agent=chosen,
         join_token_file=os.path.abspath(given.join_token_file) if given.join_token_file else "",
     )
+
+
+def _choose_limits(table: DriverTable | PluginTable) -> CallLimits:
+    return CallLimits(
+        controller_calls_max=_own(table.controller_calls_max),
+        node_calls_max=_own(table.node_calls_max),
+        slow_calls_max=_own(table.slow_calls_max),
+    )
+
+
+def _own(number: int) -> int | None:
+    return None if number < 0 else number
 
 
 def choose_socket(data_dir: Path, plugin_id: str) -> Path:
@@ -110,7 +128,9 @@ async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, connect
     drivers = dict(settings.plugins)
     run_here = [_describe_driver(table, settings.data_dir) for table in settings.drivers]
     for table, driver in zip(settings.drivers, run_here, strict=True):
-        drivers[PluginId(driver.name)] = DriverSpec(socket=str(driver.socket), role=table.role)
+        drivers[PluginId(driver.name)] = DriverSpec(
+            socket=str(driver.socket), role=table.role, limits=_choose_limits(table)
+        )
     if settings.embedded:
         socket = choose_socket(settings.data_dir, settings.embedded)
         make_private(socket.parent)
