@@ -132,7 +132,6 @@ class _Driver:
         self._running = 0
         self.running_max = 0
 
-    @property
     def is_connected(self) -> bool:
         """Always."""
         return True
