@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moorage.api.metric_catalog import METRICS
 from moorage.api.openapi import REFUSALS, describe
 from moorage.cli.commands import COMMANDS, PROGRAMS, Command, Program
 from moorage.cli.flags import add_global_flags
@@ -207,12 +208,55 @@ def _flag(action: argparse.Action) -> str:
     return f"| `{_cell(name)}` | {_cell(meaning)} |"
 
 
+# -- the metrics -------------------------------------------------------------------------------------------------------
+
+_METRICS_HEAD = """# Metrics
+
+`GET /v1/metrics` on every server: JSON in the shape of the recorded servers, for tools that read those, and the text
+format of Prometheus with `?format=prometheus`. With access control on it takes a token whose policies give agent `read`
+or operator `read`. Numbers are totals since the start of the process: in the JSON, `Count` and `Sum` are totals and
+`Rate` is the average a second since then, so that two readers do not take anything from each other.
+
+Made from `src/moorage/api/metric_catalog.py` by `make docs`. Each label has few values, whatever clients, drivers and
+agents send; what is outside of its set is `other`.
+
+```yaml
+scrape_configs:
+  - job_name: moorage
+    metrics_path: /v1/metrics
+    params: {format: [prometheus]}
+    static_configs: [{targets: ["storage-1:4646"]}]
+```
+
+| Metric | Type | Labels | Meaning |
+|---|---|---|---|
+"""
+_METRICS_ALERTS = """
+## What to be woken for
+
+Also when a server cannot be scraped at all (`up == 0`). The numbers are where to begin, not where to end.
+
+| Expression | Metric |
+|---|---|
+"""
+
+
+def render_metrics() -> str:
+    """The page of all metrics."""
+    rows = [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels) or '–'} | {_cell(m.meaning)} |"
+        for m in METRICS
+    ]
+    alerts = [f"| `{_cell(m.alert)}` | `{m.name}` |" for m in METRICS if m.alert]
+    return _METRICS_HEAD + "\n".join(rows) + "\n" + _METRICS_ALERTS + "\n".join(alerts) + "\n"
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def pages() -> dict[Path, str]:
     """Every page that is made, with its text."""
-    return {DOCS / "api.md": render_api(), DOCS / "cli.md": render_cli()}
+    return {DOCS / "api.md": render_api(), DOCS / "cli.md": render_cli(), DOCS / "metrics.md": render_metrics()}
 
 
 def main() -> int:

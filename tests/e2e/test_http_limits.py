@@ -98,6 +98,20 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_little() -> None
         wire.close()
 
 
+async def test_requests_that_stand_behind_a_stuck_answer_end_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(write_s=0.3) as site:
+        wire = socket.socket()
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await anyio.to_thread.run_sync(wire.connect, ("127.0.0.1", site.port))
+        wire.sendall(GET.replace(b"/a", b"/long") * 4)
+        await site.until(lambda: site.connections.count == 1)
+        await site.until(lambda: site.connections.count == 0)
+        await site.until(lambda: not site.door.unsent_bytes)
+        assert site.asked == ["/long"]
+        wire.close()
+    assert not caplog.records, "uvicorn saw a write to a connection that is gone"
+
+
 async def test_a_rest_that_is_not_taken_is_cut_off() -> None:
     async with serving(write_s=0.3) as site:
         wire = socket.socket()

@@ -101,6 +101,7 @@ class StepWorkers:
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
         plugin_id = assignment.plugin_id
+        began_s = anyio.current_time()
         outcome = await call_in_turn(
             self._budgets.get(plugin_id),
             self._drivers.get(plugin_id),
@@ -109,7 +110,8 @@ class StepWorkers:
             timeout_s=assignment.timeout_s,
             clock=self._clock,
         )
-        report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome)
+        took_s = anyio.current_time() - began_s
+        report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=took_s)
         await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))
         fault = outcome.fault if isinstance(outcome, Failed) else None
         log.info(

@@ -7,6 +7,8 @@ with the request's id and answered with 500.
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import msgspec
 import structlog
@@ -16,6 +18,7 @@ from moorage.api.audit import Auditor, Trail
 from moorage.api.door import Door, Receive, Scope, Send
 from moorage.api.http import TEXT, Answer, Request
 from moorage.api.limits import HttpSettings
+from moorage.api.metrics import NO_ROUTE, RequestMeter
 from moorage.api.nesting import is_nested_deeper
 from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unrouted, of_wrong_method, refuse
 from moorage.api.routes import ROUTES, Found, Router, Served
@@ -35,6 +38,8 @@ class App:
         self._service = service
         self._auditor = Auditor(service, audit) if audit is not None else None
         self._router = Router(ROUTES)
+        self._meter = RequestMeter()
+        service.meters.add(self._meter.read)
         self.door = Door(self.answer, settings=settings or HttpSettings(), new_id=service.chance.new_id)
 
     @property
@@ -44,16 +49,23 @@ class App:
 
     async def answer(self, request: Request) -> Answer:
         """The answer to a request; never raises but for cancellation."""
-        if self._auditor is None:
-            return await self._answer(request, Trail())
+        began_s = time.perf_counter()
         trail = Trail()
         try:
             answer = await self._answer(request, trail)
         except BaseException:
-            self._auditor.note_left(request, trail)
+            if self._auditor is not None:
+                self._auditor.note_left(request, trail)
             raise
-        await self._auditor.note(request, trail, answer)
+        self._count(request, trail, answer, time.perf_counter() - began_s)
+        if self._auditor is not None:
+            await self._auditor.note(request, trail, answer)
         return answer
+
+    def _count(self, request: Request, trail: Trail, answer: Answer, took_s: float) -> None:
+        is_waiting = answer.stream is not None or "index" in request.query
+        route = trail.found.route.pattern if trail.found is not None else NO_ROUTE
+        self._meter.note(request.method, route, answer.status, None if is_waiting else took_s)
 
     async def _answer(self, request: Request, trail: Trail) -> Answer:
         accept = request.header("accept")

@@ -93,6 +93,19 @@ _STATUS: Operations = {
     "/v1/status/leader": {"GET": _status("the address of the leader", TEXT, "region")},
     "/v1/status/peers": {"GET": _status("the addresses of the servers", list_of(TEXT), "region")},
     "/v1/regions": {"GET": _status("the regions", list_of(TEXT))},
+    "/v1/metrics": {
+        "GET": Operation(
+            group="Status",
+            summary="figures of the server",
+            notes=(
+                "JSON in the shape of the recorded servers, with totals since the start; the text format of Prometheus "
+                "with `format=prometheus`. `docs/metrics.md` has the metrics."
+            ),
+            parameters=("pretty",),
+            answer=ref("Metrics"),
+            headers=(),
+        )
+    },
     "/v1/agent/health": {
         "GET": Operation(
             group="Status",

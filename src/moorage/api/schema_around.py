@@ -18,6 +18,12 @@ from moorage.api.schema_parts import (
 )
 
 _SETTING = or_null(map_of(ANYTHING))
+NUMBER: Schema = {"type": "number"}
+_SPREAD = record(
+    "What was counted, and how it was spread.",
+    {"Name": TEXT, "Labels": map_of(TEXT), "Count": INTEGER}
+    | dict.fromkeys(("Sum", "Min", "Max", "Mean", "Stddev", "Rate"), NUMBER),
+)
 _STATE = record("How one part fares.", {"ok": BOOL, "message": TEXT})
 AROUND_SCHEMAS: dict[str, Schema] = {
     "Namespace": record(
@@ -41,6 +47,17 @@ AROUND_SCHEMAS: dict[str, Schema] = {
     "Found": record(
         "What a search found, by context.",
         ENVELOPE | {"Matches": map_of(or_null(list_of(ANYTHING))), "Truncations": map_of(BOOL)},
+    ),
+    "Metrics": record(
+        "Figures of the server.",
+        {
+            "Counters": list_of(_SPREAD),
+            "Gauges": list_of(record("A value as it is.", {"Name": TEXT, "Labels": map_of(TEXT), "Value": NUMBER})),
+            "Points": {"type": "array", "items": ANYTHING, "maxItems": 0},
+            "PrecisionGauges": {"type": "array", "items": ANYTHING, "maxItems": 0},
+            "Samples": list_of(_SPREAD),
+            "Timestamp": TEXT,
+        },
     ),
     "Health": {
         "type": "object",

@@ -170,6 +170,11 @@ class Events:
         return self._floor + 1
 
     @property
+    def kept(self) -> int:
+        """How many revisions are in the buffer."""
+        return len(self._ring)
+
+    @property
     def readers(self) -> int:
         """How many readers there are."""
         return len(self._readers)

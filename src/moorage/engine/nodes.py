@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from moorage.engine.driver_calls import DriverCalls
 from moorage.engine.leases import Leases
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
@@ -45,6 +46,7 @@ class Nodes:
         self._clock = clock
         self._settings = settings
         self._leases = leases
+        self.driver_calls = DriverCalls()
 
     async def register(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
         """Put the node on record and renew its lease; written only when something about it is new.
@@ -162,6 +164,7 @@ class Nodes:
     async def report(self, node_id: NodeId, reports: tuple[Report, ...]) -> None:
         """Fold outcomes; a report on a record that has moved on is dropped. Raises NotFound, StoreUnavailable."""
         self._get_node(node_id)
+        self.driver_calls.note(reports, self._reconciler.assigned)
         await self._reconciler.outcomes.fold_reports(reports)
 
     def _get_node(self, node_id: NodeId) -> None:

@@ -175,6 +175,15 @@ class Reconciler:
         """A number that moves with every change of the topic; never one that an earlier run handed out."""
         return self._versions.get(topic, self._first_version)
 
+    def measure_queues(self) -> dict[str, int]:
+        """How many records wait: to be written, for their step at all, for a driver's answer, for a time."""
+        return {
+            "to_write": len(self._queue),
+            "unfinished": len(self._unfinished),
+            "assigned": len(self.assigned),
+            "due_later": len(self._due),
+        }
+
     def find_steps(self, node_id: NodeId) -> tuple[StepAssignment, ...]:
         """The controller calls that are due for a node now, oldest record first."""
         found = self._by_node.get(node_id, {})

@@ -15,6 +15,7 @@ from moorage.engine.fence_hooks import FenceHooks
 from moorage.engine.identities import Identities
 from moorage.engine.leases import Leases
 from moorage.engine.listings import Listings
+from moorage.engine.metering import EngineMeter
 from moorage.engine.namespaces import Namespaces
 from moorage.engine.nodes import Nodes
 from moorage.engine.operations import Operations
@@ -25,6 +26,7 @@ from moorage.engine.reconciler import Parts, Reconciler
 from moorage.engine.removals import Removals
 from moorage.engine.volumes import Registrations
 from moorage.engine.why import Why
+from moorage.model.meters import Meters
 from moorage.state.repo import Repo
 from moorage.state.resealing import Resealing
 
@@ -71,6 +73,9 @@ class Service:
         self.nodes = Nodes(repo, self.reads, self.reconciler, clock=clock, settings=self.settings, leases=self.leases)
         self.why = Why(repo, self.reads, self.reconciler, clock, settings=self.settings, leases=self.leases)
         self.orphans = Orphans(repo, self.reads, self.listings)
+        self.meters = Meters()
+        self.meters.add(EngineMeter(repo, self.reconciler, self.events).read)
+        self.meters.add(self.nodes.driver_calls.read)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the store and reconcile, until cancelled; ``started`` once all records are loaded and looked at."""

@@ -117,11 +117,13 @@ class ClaimAssignments(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """What came of a StepAssignment."""
+    """What came of a StepAssignment. ``took_s``: how long the driver's call took, with the
+    wait for its turn; 0: not told."""
 
     key: str
     revision: Revision
     outcome: Outcome
+    took_s: float = 0.0
 
 
 class MountedReport(msgspec.Struct, frozen=True, kw_only=True, tag="mounted"):

@@ -8,6 +8,8 @@ Never: reads or writes a socket itself.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 import anyio
@@ -25,6 +27,9 @@ BODY_LOOK_S = 10.0
 LINGER_S = 2.0
 LINGERERS_MAX = 256
 SWEEP_S = 0.5
+# How many connections one turn of the loop may look at, and the pause until the next.
+SWEPT_MAX = 8
+SWEEP_PAUSE_S = 0.002
 SAY_AGAIN_S = 60.0
 
 Overdue = Literal["head_time", "body_time", "idle_time", "write_time"]
@@ -86,6 +91,14 @@ class Connections:
         self.lingering: Line[Connection] = Line(LINGER_S)
         self._clients: dict[str, Client] = {}
         self._said_at_s = float("-inf")
+        self._looks: tuple[tuple[Line[Connection], Callable[[Connection, float], None]], ...] = (
+            (self.heads, self._look_at_head),
+            (self.bodies, self._look_at_body),
+            (self.idle, lambda connection, now_s: connection.end("idle_time")),
+            (self.stuck, partial(self._look_at_reader, self.stuck)),
+            (self.rests, partial(self._look_at_reader, self.rests)),
+            (self.lingering, lambda connection, now_s: connection.cut()),
+        )
 
     @property
     def clients(self) -> int:
@@ -166,37 +179,34 @@ class Connections:
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def sweep(self, now_s: float) -> int:
+    def sweep(self, now_s: float, at_most: int = SWEPT_MAX) -> int:
         """End what is over its time; how many connections were looked at."""
         looked = 0
-        for connection in self.heads.pop_due(now_s):
-            looked += 1
-            self.hit("head_time", now_s)
-            connection.end("head_time")
-        for connection in self.bodies.pop_due(now_s):
-            looked += 1
-            if connection.is_body_overdue(now_s):
-                self.hit("body_time", now_s)
-                connection.end("body_time")
-            else:
-                self.bodies.enter(connection, now_s)
-        for connection in self.idle.pop_due(now_s):
-            looked += 1
-            connection.end("idle_time")
-        for line in (self.stuck, self.rests):
-            for connection in line.pop_due(now_s):
+        for line, look in self._looks:
+            for connection in line.pop_due(now_s, at_most - looked):
                 looked += 1
-                if not connection.has_unsent():
-                    continue
-                if connection.is_reader_overdue(line.wait_s):
-                    self.hit("write_time", now_s)
-                    connection.cut()
-                else:
-                    line.enter(connection, now_s)
-        for connection in self.lingering.pop_due(now_s):
-            looked += 1
-            connection.cut()
+                look(connection, now_s)
         return looked
+
+    def _look_at_head(self, connection: Connection, now_s: float) -> None:
+        self.hit("head_time", now_s)
+        connection.end("head_time")
+
+    def _look_at_body(self, connection: Connection, now_s: float) -> None:
+        if connection.is_body_overdue(now_s):
+            self.hit("body_time", now_s)
+            connection.end("body_time")
+        else:
+            self.bodies.enter(connection, now_s)
+
+    def _look_at_reader(self, line: Line[Connection], connection: Connection, now_s: float) -> None:
+        if not connection.has_unsent():
+            return
+        if connection.is_reader_overdue(line.wait_s):
+            self.hit("write_time", now_s)
+            connection.cut()
+        else:
+            line.enter(connection, now_s)
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -204,4 +214,6 @@ class Connections:
         shortest_s = min(limits.head_s, limits.body_s, limits.idle_s, limits.write_s)
         while True:
             await anyio.sleep(min(SWEEP_S, shortest_s / 2))
-            self.sweep(anyio.current_time())
+            # Thousands may be due at once, and everybody else waits for each turn.
+            while self.sweep(anyio.current_time()) == SWEPT_MAX:  # noqa: ASYNC110
+                await anyio.sleep(SWEEP_PAUSE_S)

@@ -31,10 +31,10 @@ class Line(Generic[T]):
             return thing, due_at_s - self.wait_s
         return None
 
-    def pop_due(self, now_s: float) -> list[T]:
-        """Take out those that are due."""
+    def pop_due(self, now_s: float, at_most: int) -> list[T]:
+        """Take out those that are due, the first ones."""
         found: list[T] = []
-        while self._due_at_s:
+        while self._due_at_s and len(found) < at_most:
             thing, due_at_s = next(iter(self._due_at_s.items()))
             if due_at_s > now_s:
                 break

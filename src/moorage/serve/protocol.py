@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from moorage.api.door import PEER
 from moorage.api.limits import client_of
@@ -49,6 +49,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._peer = Peer()
         self._is_entered = False
         self._refused: tuple[int, str] | None = None
+        # Whose answer is being made; uvicorn's ``cycle`` is the request that came last, which may wait behind it.
+        self._running: RequestResponseCycle | None = None
         # Of the body in hand: when it began, what has come, and what had come at the last look and when.
         self._body_began_s = 0.0
         self._body_bytes = 0
@@ -79,7 +81,15 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_entered:
             self._is_entered = False
             self._book.leave(self)
+        self._disconnect()
         super().connection_lost(exc)
+
+    def _disconnect(self) -> None:
+        """Let the request in hand end; those behind it do not begin. uvicorn tells only the one that came last."""
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -186,6 +196,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._body_began_s = self._looked_s = now_s
             self._body_bytes = self._looked_bytes = 0
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         """An answer is written: begin the next request that waits. In place of uvicorn's, which has a timer each."""
         self.server_state.total_requests += 1
@@ -248,6 +262,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def cut(self) -> None:
         """Close at once, whatever has not been sent yet."""
         self._is_over = True
+        self._disconnect()
         self.transport.abort()
 
     def _refuse_connection(self, refused: Refused) -> None:
@@ -263,9 +278,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_over = True
         if self._is_answering():
             is_own = self._in_message and self._has_head and not self.pipeline
-            is_begun = self.cycle.response_started
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            is_begun = self._running is not None and self._running.response_started
+            self._disconnect()
             if is_begun or not is_own:
                 # The client would take what we say for the answer to an earlier request.
                 self.transport.abort()

@@ -33,6 +33,7 @@ from moorage.serve.connections import Connections
 from moorage.serve.hooks import ProgramHook
 from moorage.serve.http import UNIX, address_of, is_local, open_socket, serve_http
 from moorage.serve.open_files import bound_connections, raise_open_files
+from moorage.serve.process_meter import HttpMeter, ProcessMeter, StoreMeter
 from moorage.serve.program import Body, choose_place, make_private, run_program
 from moorage.serve.secret_keys import Keys
 from moorage.serve.settings_view import show_settings
@@ -133,6 +134,9 @@ async def open_server(
             async with audited as audit, anyio.create_task_group() as group:
                 app = App(service, choose_http(settings), audit=audit)
                 connections = make_book(app)
+                http, process = HttpMeter(app.door, connections), ProcessMeter(audit)
+                for meter in (http, StoreMeter(store, feed), process):
+                    service.meters.add(meter.read)
                 await group.start(service.run)
                 await group.start(sealing.run)
                 if certificates is not None:

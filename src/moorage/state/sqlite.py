@@ -151,6 +151,16 @@ class SqliteStore:
         """SQLite commits that changed records since the store was opened."""
         return self._files.group.commits
 
+    @property
+    def queued(self) -> int:
+        """Transactions that wait for the disk."""
+        return self._queued
+
+    @property
+    def newest(self) -> Revision:
+        """The newest revision that a commit has made durable."""
+        return self._files.group.revision
+
     async def get(self, key: str) -> Entry | None:
         """See ``Store.get``."""
         return await self._read(lambda db: sqlite_reads.read_entry(db, key))
