@@ -222,6 +222,27 @@ async def test_per_alloc_takes_the_volume_of_the_index() -> None:
                 await kit.service.allocations.start(msgspec.structs.replace(use, name=name))
 
 
+async def test_a_node_takes_no_more_volumes_than_its_driver_says() -> None:
+    async with running_kit() as kit:
+        told = kit.driver.instance(NODE)
+        assert told.node is not None
+        full = msgspec.structs.replace(told, node=msgspec.structs.replace(told.node, max_volumes=2))
+        await kit.service.nodes.report_plugins(NODE, {PLUGIN: full})
+        shared = Capability(access_mode="multi-node-multi-writer", attachment_mode="file-system")
+        for name in ("one", "two", "three"):
+            volume = msgspec.structs.replace(a_volume(name), capabilities=(shared,))
+            await kit.service.registrations.create([volume])
+        first = await kit.service.allocations.start(a_use("one"))
+        await kit.service.allocations.start(a_use("two"))
+        await kit.service.allocations.start(a_use("two"))
+        with pytest.raises(Conflict, match=f'"three" has no room on node {NODE}: 2 volumes of plugin "{PLUGIN}"'):
+            await kit.service.allocations.start(a_use("three"))
+        await wait_status(kit, first.value.id, "running")
+        await kit.service.allocations.stop(first.value.id)
+        await wait_status(kit, first.value.id, "complete")
+        await kit.service.allocations.start(a_use("three"))
+
+
 async def test_same_allocation_id_twice_is_one_use() -> None:
     async with running_kit() as kit:
         await kit.service.registrations.create([a_volume("web")])

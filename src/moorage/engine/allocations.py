@@ -17,7 +17,7 @@ from moorage.model.ids import AllocationId, ClaimId, NodeId
 from moorage.model.node import Node
 from moorage.model.volume import Progress, Volume
 from moorage.rules.allocations import add_event, choose_volume, is_terminal
-from moorage.rules.claims import admit_claim, complete_request
+from moorage.rules.claims import admit_claim, check_room, complete_request
 from moorage.rules.plugins import measure_health
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
@@ -126,6 +126,8 @@ class Allocations:
             c for c in _claims_in(write) if (c.plugin_id, c.external_id) == (claim.plugin_id, claim.external_id)
         ]
         admit_claim(claim, volume, holders)
+        on_node = [r.value for r in view.claims.of_node(claim.node_id)] + _claims_in(write)
+        check_room(claim, on_node, self._max_volumes(claim))
         write.put(keys.claim_key(claim.id), claim, revision=0)
         # Every record of the disk is touched, so that claims through another one are serialized too.
         for same in disk:
@@ -177,6 +179,14 @@ class Allocations:
             created_at_ns=self._clock.now_ns(),
             progress=Progress(since_ns=self._clock.now_ns()),
         )
+
+    def _max_volumes(self, claim: Claim) -> int:
+        """How many disks the driver takes on the claim's node, by what it says of itself."""
+        plugin = self._reads.find_plugin(claim.plugin_id)
+        instance = plugin.value.instances.get(claim.node_id) if plugin else None
+        assert instance is not None
+        assert instance.node is not None, "the claim was made from it"
+        return instance.node.max_volumes
 
     async def stop(self, allocation_id: str) -> int:
         """Release an allocation's claims; it is complete when the last is gone. Returns the revision.

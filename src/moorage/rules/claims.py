@@ -122,6 +122,22 @@ def admit_claim(claim: Claim, volume: Volume, holders: Iterable[Claim]) -> None:
         raise _conflict("volume max claims reached", volume, blocking)
 
 
+def check_room(claim: Claim, on_node: Iterable[Claim], max_volumes: int) -> None:
+    """Refuse one disk more than the driver takes on a node; a disk that is held there already has its place.
+
+    ``on_node``: all claims there. Raises Conflict.
+    Source: CSI spec NodeGetInfo "max_volumes_per_node"; contract csi-engine §B.9, without its holes.
+    """
+    held = {c.external_id for c in on_node if c.plugin_id == claim.plugin_id and c.node_id == claim.node_id}
+    if claim.external_id in held or len(held) < max_volumes:
+        return
+    text = (
+        f'volume "{claim.volume_id}" has no room on node {claim.node_id}: {len(held)} volumes of plugin '
+        f'"{claim.plugin_id}" are in use there, and its driver takes {max_volumes}; release one, or name another node'
+    )
+    raise Conflict(text, code="node_full", volume=claim.volume_id, node=claim.node_id)
+
+
 def _blocking(claim: Claim, others: list[Claim]) -> list[Claim]:
     """The holders that leave no room for the claim; all have its access mode."""
     writers = [c for c in others if not c.read_only]
