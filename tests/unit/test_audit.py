@@ -19,6 +19,7 @@ from engine_kit import NODE, Kit, running_kit
 
 from moorage.api.app import App
 from moorage.api.http import Request
+from moorage.engine.ports import AclSettings
 from moorage.model.audit import AuditEntry, Who
 from moorage.model.identity import Peer
 from moorage.rules.audit import START, Broken, Head, follow, read_head, write_line
@@ -330,3 +331,29 @@ async def test_a_caller_that_leaves_is_noted() -> None:
         with anyio.move_on_after(0.2):
             await kit.app.answer(request)
         assert [(e.result, e.status) for e in kept.entries] == [("left", 0)]
+
+
+async def test_who_is_told_apart_and_no_token_is_shown() -> None:
+    async with running_kit(acl=AclSettings(enabled=True)) as kit:
+        kept = audit(kit)
+        made = json.loads((await ask(kit, "PUT", "/v1/acl/bootstrap")).body)
+        token = {"x-nomad-token": made["SecretID"]}
+        body = {"Name": "narrow", "Type": "client", "Policies": ["none"]}
+        narrow = json.loads((await ask(kit, "PUT", "/v1/acl/token", body, **token)).body)
+        await ask(kit, "GET", "/v1/volumes?type=csi")
+        await ask(kit, "GET", "/v1/volumes?type=csi", **{"x-nomad-token": narrow["SecretID"]})
+        await ask(kit, "GET", "/v1/volumes?type=csi", **{"x-nomad-token": CANARY})
+        await ask(kit, "GET", "/v1/volumes?type=csi", **token)
+        await ask(kit, "GET", "/v1/acl/tokens", **token)
+        noted = [(e.route, e.who.kind, e.who.accessor, e.result, e.code) for e in kept.entries]
+        ours, theirs = made["AccessorID"], narrow["AccessorID"]
+        assert noted == [
+            ("/v1/acl/bootstrap", "anonymous", "", "done", ""),
+            ("/v1/acl/token", "management", ours, "done", ""),
+            ("/v1/volumes", "anonymous", "", "refused", "forbidden"),
+            ("/v1/volumes", "client", theirs, "refused", "forbidden"),
+            ("/v1/volumes", "unknown", "", "refused", "forbidden"),
+            ("/v1/acl/tokens", "management", ours, "done", ""),
+        ]
+        for secret in (made["SecretID"], narrow["SecretID"], CANARY):
+            assert secret not in repr(kept.entries)

@@ -34,6 +34,7 @@ from moorage.rules.audit import LINE_BYTES_MAX, Head, read_head, write_line
 log = structlog.get_logger()
 AUDIT_FILE = "audit.log"
 BATCH = 256
+GATHER_S = 0.003
 POLL_S = 0.002
 CLOSE_S = 10.0
 REPORT_S = 5.0
@@ -65,7 +66,7 @@ class AuditWriter:
         self.dropped = 0
         self.lines = 0
         self._settings = settings or AuditFileSettings()
-        self._queue: queue.Queue[AuditEntry | None] = queue.Queue(self._settings.queue_max)
+        self._queue: queue.SimpleQueue[AuditEntry | None] = queue.SimpleQueue()
         self._lost_lock = threading.Lock()
         self._lost = 0
         self._told_s = 0.0
@@ -99,15 +100,13 @@ class AuditWriter:
 
     def close(self) -> None:
         """Write what waits and end; blocks for CLOSE_S at the most."""
-        with suppress(queue.Full):
-            self._queue.put(None, timeout=CLOSE_S)
+        self._queue.put(None)
         self._thread.join(CLOSE_S)
 
     def _put(self, entry: AuditEntry) -> bool:
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
+        if self._queue.qsize() >= self._settings.queue_max:
             return False
+        self._queue.put(entry)
         return True
 
     def _lose(self, count: int) -> None:
@@ -141,6 +140,8 @@ class AuditWriter:
         entries: list[AuditEntry] = []
         try:
             entry = self._queue.get(timeout=timeout_s)
+            # A moment for more to come: waking up for each line would cost the program more than the line.
+            time.sleep(GATHER_S)
             while entry is not None:
                 entries.append(entry)
                 if len(entries) == BATCH:
