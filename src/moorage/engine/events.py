@@ -34,20 +34,21 @@ log = structlog.get_logger()
 class EventSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the event stream.
 
-    weight_max: how much the ring keeps; a usual event weighs 1, one of a volume with many claims more. An event keeps
-        its record as it was, some 3.5 kB that nothing else needs: most of what memory grows by after a start.
-    past_revisions: how far back in the store's log the ring is filled from after a start; about as far as it reaches.
+    weight_max: how much the ring keeps; a usual event weighs 1, one of a volume with many claims more. It keeps records
+        as they were, some 1 to 2 kB an event that nothing else needs: most of what memory grows by after a start.
+    past_revisions: how far back in the store's log the ring is filled from after a start.
     fill_s: how long that may take, in seconds; later events are served even if it does not succeed.
-    unread_max: revisions that a reader may leave unread, beside those it began with.
+    unread_max: revisions that a reader may leave unread, beside those it began with. An eighth of the ring's weight, so
+        that one that is cut off finds the next revision still there, though revisions of several events are among them.
     readers_max: readers at a time.
     heartbeat_s: pause between heartbeats, in seconds.
     text_bytes_max: JSON of recent events kept for other readers of the same event.
     """
 
-    weight_max: int = 2048
+    weight_max: int = 4096
     past_revisions: int = 2048
     fill_s: float = 10.0
-    unread_max: int = 1024
+    unread_max: int = 512
     readers_max: int = 256
     heartbeat_s: float = 30.0
     text_bytes_max: int = 8 << 20
