@@ -69,6 +69,8 @@ def test_seeds_keep_every_promise(start: int) -> None:
         ("detach_unasked", "no_detach_while_held", 1),
         ("fresh_names", "intent_first", 1),
         ("renewed_unclean", "clean_before_ready", 111),
+        ("clean_by_stale_list", "clean_before_ready", 11),
+        ("mounted_untaken", "clean_before_ready", 31),
         ("controller_changed", "one_in_flight", 1),
     ],
 )

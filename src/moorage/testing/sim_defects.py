@@ -114,9 +114,10 @@ def _with_hooks(schedule: Schedule) -> Schedule:
 
 def _with_late_returns(schedule: Schedule) -> Schedule:
     """Nodes that come back just when more is taken from them."""
-    schedule = _with_hooks(schedule)
-    network = replace(schedule.network, delay_s=0.8, partition_every_s=4.0, partition_s=14.0)
-    return replace(schedule, network=network, is_fencing_by_word=True)
+    schedule = _with_long_partitions(schedule)
+    network = replace(schedule.network, partition_every_s=10.0, partition_s=15.0)
+    crashes = replace(schedule.crashes, server_every_s=NEVER_S, server_at_commit=0.0, agent_every_s=NEVER_S)
+    return replace(schedule, network=network, crashes=crashes, has_hook=False, is_fencing_by_word=True)
 
 
 PLANS: dict[str, Plan] = {

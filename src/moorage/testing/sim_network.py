@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 Lie = Literal["", "unclean", "stale", "untaken"]
 Act = Callable[[Service], Awaitable[Result]]
 CALL_TIMEOUT_S = 3.0
+# How old a list of claims is that a client with the lie "stale" hands on.
+STALE_S = 4.0
 
 
 class Network:
@@ -128,4 +130,6 @@ class SimClient(Client):
             timeout_s=wait_s * WAIT_SLACK + CALL_TIMEOUT_S,
         )
         self._node_revision = answer.node_revision
+        if self._host.lie == "stale":
+            await anyio.sleep(STALE_S)
         return answer
