@@ -1,8 +1,8 @@
 """Settings: what a file, the environment and flags say, over the defaults. A flag wins over the environment, the
 environment over the file, the file over the default.
 
-Each setting is a field of a section in ``config_sections`` and a paragraph of that section's docstring.
-``SECTION.KEY`` in the file is ``MOORAGE_SECTION_KEY`` in the environment and ``--key`` among the flags (or
+Each setting is a field of a section in ``config_sections`` or ``config_security``, and a paragraph of that section's
+docstring. ``SECTION.KEY`` in the file is ``MOORAGE_SECTION_KEY`` in the environment and ``--key`` among the flags (or
 ``--section-key`` where the section says so); ``docs/settings.md`` lists them all.
 Units: a name that ends in ``_s`` holds seconds, one with ``bytes`` in it bytes.
 Raises BadRequest that names the file, variable or flag, the key, and what is wrong with it.
@@ -30,16 +30,14 @@ from moorage.config_sections import (
     SECTIONS,
     TABLES,
     AgentSettings,
-    AuditSettings,
     DriverTable,
     FencingSettings,
-    LimitsSettings,
     PluginTable,
-    SecretsSettings,
-    Section,
     ServerSettings,
     Settings,
 )
+from moorage.config_security import AuditSettings, LimitsSettings, SecretsSettings
+from moorage.config_types import Section
 from moorage.errors import BadRequest
 
 __all__ = [

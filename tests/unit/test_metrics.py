@@ -176,7 +176,7 @@ def test_the_catalogue_is_well_formed() -> None:
 
 
 def test_the_page_about_limits_names_each_setting_and_each_count() -> None:
-    from moorage.config_sections import LimitsSettings
+    from moorage.config_security import LimitsSettings
 
     rows = [line for line in (DOCS / "limits.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     settings = set(re.findall(r"`(\w+)`", " ".join(row.split(" | ")[1] for row in rows[1:])))
