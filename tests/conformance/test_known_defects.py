@@ -227,12 +227,17 @@ class _Generous:
         return steps.VolumesListed(volumes=volumes, next_token="5")
 
 
-async def test_f15_what_a_driver_lists_is_not_cut() -> None:
+async def test_f15_nothing_that_a_driver_lists_is_lost() -> None:
+    """What is beyond the page that was asked for comes with the pages after it, before the driver's own next page."""
     async with running_kit() as kit:
         kit.driver.run = _Generous().run  # type: ignore[method-assign]
-        body, _ = await ask(kit, f"/v1/volumes/external?plugin_id={PLUGIN}&per_page=2")
-        assert [v["ExternalID"] for v in body["Volumes"]] == ["e0", "e1", "e2", "e3", "e4"]  # type: ignore[index]
-        assert body["NextToken"] == "5"  # type: ignore[index]
+        token, pages = "", []
+        while token != "5":
+            body, _ = await ask(kit, f"/v1/volumes/external?plugin_id={PLUGIN}&per_page=2&next_token={token}")
+            pages.append([v["ExternalID"] for v in body["Volumes"]])  # type: ignore[index]
+            token = body["NextToken"]  # type: ignore[index]
+            assert token
+        assert pages == [["e0", "e1"], ["e2", "e3"], ["e4"]]
 
 
 async def test_f16_topologies_have_no_nulls() -> None:
