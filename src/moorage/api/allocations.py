@@ -63,7 +63,7 @@ async def start(service: Service, request: Request) -> Answer:
     if body.allocation is None:
         raise BadRequest('the body must hold an "Allocation" object')
     asked = _allocation(body.allocation, parse_namespace(request))
-    demand(request.access.may(asked.namespace, MOUNT))
+    demand(request.access.may_in_one(asked.namespace, MOUNT))
     started = await service.allocations.start(asked)
     # An ID that was taken gives what has it, which may be somebody else's.
     demand(request.access.may(started.value.namespace, MOUNT))

@@ -43,9 +43,7 @@ def namespace_of(request: Request) -> str:
 
 
 def _may_write(access: Access, request: Request, any_of: Collection[str] = authorize.WRITE) -> bool:
-    """Writes name one namespace: ``*`` may be anything, so that it takes a token that may do everything."""
-    namespace = namespace_of(request)
-    return access.is_full if namespace == ALL_NAMESPACES else access.may(namespace, any_of)
+    return access.may_in_one(namespace_of(request), any_of)
 
 
 def _delete(access: Access, request: Request, path: tuple[str, ...]) -> bool:

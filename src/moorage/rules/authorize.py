@@ -126,11 +126,13 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
         """Whether one of the capabilities is held in the namespace; ``*``: in any one."""
         return self.is_open or self.acl.may(namespace, any_of)
 
+    def may_in_one(self, namespace: str, any_of: Collection[str]) -> bool:
+        """The same for what concerns one namespace: ``*`` may be anything, so that it takes who may do everything."""
+        return self.is_full if namespace == ALL_NAMESPACES else self.may(namespace, any_of)
+
     def may_write(self, namespace: str, any_of: Collection[str] = WRITE) -> bool:
-        """Whether a volume of the namespace may be written. Only who may do everything writes in ``*``."""
-        if namespace == ALL_NAMESPACES and not self.is_full:
-            return False
-        return self.may(namespace, any_of) and (not self.is_strict or self.may_read_plugins)
+        """Whether a volume of the namespace may be written."""
+        return self.may_in_one(namespace, any_of) and (not self.is_strict or self.may_read_plugins)
 
     def chooser(self, any_of: Collection[str]) -> Callable[[str], bool]:
         """Whether a namespace is one in which a capability is held, for lists over many: each is decided once."""
