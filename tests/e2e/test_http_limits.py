@@ -36,6 +36,7 @@ async def test_a_head_that_does_not_end_is_refused() -> None:
         answer = await read_all(half)
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert answer.endswith(b"the request's head did not arrive within 0.2 s")
+        assert b"\r\nx-request-id: id\r\n" in answer
         assert await is_closed(silent)
         assert site.door.hits == {"head_time": 2}
         assert site.asked == []
@@ -60,7 +61,7 @@ async def test_the_time_of_a_head_begins_anew_with_each_request_and_does_not_run
 
 async def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(book, "BODY_LOOK_S", 0.3)
-    async with serving(body_rate_min=20) as site:
+    async with serving(body_rate_min=4) as site:
         slow = await site.connect(sent=PUT.replace(b"10", b"1000"))
         steady = await site.connect(sent=PUT.replace(b"10", b"20"))
         for _ in range(20):
@@ -69,7 +70,7 @@ async def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.Monke
         assert (await read_answer(steady)).endswith(b"\r\n\r\n20")
         answer = await read_all(slow)
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        assert b"slower than 20 bytes a second" in answer
+        assert b"slower than 4 bytes a second" in answer
         assert site.door.hits == {"body_time": 1}
         assert site.asked == ["/a"], "a request whose body is missing is not answered by the application"
 
@@ -262,7 +263,7 @@ class Silent:
 
 
 async def test_thousands_of_silent_connections_cost_the_sweep_nothing() -> None:
-    kept = book.Connections(Limits(connections_per_client_max=100_000, connections_max=100_000), Hits())
+    kept = book.Connections(Limits(connections_per_client_max=100_000, connections_max=100_000), Hits(), new_id=str)
     for number in range(50_000):
         silent = Silent()
         assert kept.admit(silent, number / 1e4) is None

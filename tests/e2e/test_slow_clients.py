@@ -15,10 +15,10 @@ TOOL = Path(__file__).parents[2] / "tools" / "slow_clients.py"
 
 
 def test_a_crowd_of_slow_connections_leaves_an_ordinary_client_alone() -> None:
-    words = ["--count", "400", "--rounds", "2", "--reads", "600", "--ratio-max", "5"]
+    words = ["--count", "400", "--rounds", "1", "--reads", "800", "--ratio-max", "10"]
     run = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True, timeout=55, check=False)
     rounds = re.findall(r"\| open (\d+), opened (\d+)", run.stdout)
-    assert len(rounds) == 2, run.stdout + run.stderr
+    assert len(rounds) == 1, run.stdout + run.stderr
     for is_open, opened in rounds:
         assert int(is_open) > 200, "the crowd was there"
         assert int(opened) >= 396

@@ -25,7 +25,7 @@ class Site:
         self.go = anyio.Event()
         self.asked: list[str] = []
         self.door = Door(self.answer, settings=HttpSettings(limits=limits), new_id=lambda: "id")
-        self.connections = Connections(limits, self.door.hits)
+        self.connections = Connections(limits, self.door.hits, new_id=self.door.new_id)
         self.port = 0
         self.clients: list[SocketStream] = []
 

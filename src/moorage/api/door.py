@@ -60,7 +60,7 @@ class Door:
     ) -> None:
         self._answer = answer
         self.limits = settings.limits
-        self._new_id = new_id
+        self.new_id = new_id
         self._cors = Cors(settings)
         self.compressor = encoding.Compressor()
         self.is_stopping = anyio.Event()
@@ -79,7 +79,7 @@ class Door:
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else self._new_id()
+        request_id = given if _REQUEST_ID.fullmatch(given) else self.new_id()
         with timed() as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
             client = client_of(scope["client"][0]) if scope.get("client") else ""
             try:

@@ -26,7 +26,7 @@ BODY_LOOK_S = 10.0
 # For how long, and for how many at a time, a refusal waits for its reader to close; who is cut off may never read it.
 LINGER_S = 2.0
 LINGERERS_MAX = 256
-SWEEP_S = 0.5
+SWEEP_S = 0.1
 # How many connections one turn of the loop may look at, and the pause until the next.
 SWEPT_MAX = 8
 SWEEP_PAUSE_S = 0.002
@@ -73,10 +73,14 @@ class Client:
 
 
 class Connections:
-    """The book of connections. ``hits`` counts what the limits refused or ended."""
+    """The book of connections. ``hits`` counts what the limits refused or ended; ``new_id``: for answers before any
+    request is whole."""
 
-    def __init__(self, limits: Limits, hits: Hits, *, connections_max: int | None = None) -> None:
+    def __init__(
+        self, limits: Limits, hits: Hits, *, new_id: Callable[[], str], connections_max: int | None = None
+    ) -> None:
         self.limits = limits
+        self.new_id = new_id
         self.hits = hits
         self.connections_max = min(limits.connections_max, connections_max or limits.connections_max)
         self.count = 0

@@ -126,7 +126,7 @@ async def serve_http(
     ``connections``: their book; None: one of its own, with the app's limits.
     """
     if connections is None:
-        connections = Connections(app.door.limits, app.door.hits)
+        connections = Connections(app.door.limits, app.door.hits, new_id=app.door.new_id)
     config = uvicorn.Config(
         app,
         # Called like a class, with the arguments of one.

@@ -286,6 +286,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
         body = text.encode()
         head = b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\n" % (status, _STATUS[status])
+        head += b"x-request-id: %s\r\n" % self._book.new_id().encode("ascii")
         head += b"retry-after: 1\r\n" if retry else b""
         self.transport.write(b"%sconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (head, len(body), body))
         self.flow.resume_reading()

@@ -226,7 +226,7 @@ def make_book(app: App) -> Connections:
     """The book of connections to an app, as many as this process may have."""
     limits = app.door.limits
     connections_max = bound_connections(limits.connections_max, raise_open_files())
-    return Connections(limits, app.door.hits, connections_max=connections_max)
+    return Connections(limits, app.door.hits, new_id=app.door.new_id, connections_max=connections_max)
 
 
 def choose_hook(settings: Settings) -> FenceHook | None:
