@@ -65,6 +65,25 @@ def test_the_server_is_also_found_by_the_addresses_that_clients_know(tmp_path: P
     assert load("agent", "--config", file, environ=environ).agent.server == "http://own"
 
 
+def test_an_agent_takes_certificates_where_clients_do(tmp_path: Path) -> None:
+    environ = {"NOMAD_CACERT": "/ca", "NOMAD_CLIENT_CERT": "/cert", "NOMAD_CLIENT_KEY": "/key"}
+    environ["NOMAD_TLS_SERVER_NAME"] = "storage"
+    agent = load("agent", environ=environ).agent
+    assert (agent.ca_file, agent.cert_file, agent.key_file, agent.tls_server_name) == (
+        "/ca",
+        "/cert",
+        "/key",
+        "storage",
+    )
+    # [tls] is the server's: this one is no slip of the pen for a setting of it.
+    environ["MOORAGE_TLS_SERVER_NAME"] = "other"
+    assert load("agent", environ=environ).agent.tls_server_name == "other"
+    file = write(tmp_path, "[agent]\nca_file = '/file'\n")
+    assert load("agent", "--config", file, environ=environ).agent.ca_file == "/file"
+    with pytest.raises(BadRequest, match="MOORAGE_TLS_CERT"):
+        load("agent", environ={"MOORAGE_TLS_CERT": "x"})
+
+
 def test_tables(tmp_path: Path) -> None:
     text = """
 [[driver]]

@@ -102,13 +102,17 @@ def explain_fault(error: BaseException, host: str) -> str:
     for _ in range(8):
         if seen is None:
             return ""
-        if isinstance(seen, ssl.SSLCertVerificationError):
+        # aiohttp's errors are of these classes too, and have what happened inside.
+        inner = getattr(seen, "certificate_error", None) or getattr(seen, "os_error", None)
+        if isinstance(inner, BaseException):
+            seen = inner
+        elif isinstance(seen, ssl.SSLCertVerificationError):
             return _explain_certificate(seen.verify_code, host) or str(seen.verify_message)
-        if isinstance(seen, ssl.SSLError):
+        elif isinstance(seen, ssl.SSLError):
             found = str(seen).upper().replace(" ", "_")
             return next((meaning for part, meaning in _TEXTS if part in found), str(seen.reason or seen))
-        inner = getattr(seen, "certificate_error", None) or getattr(seen, "os_error", None)
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__ or seen.__context__
+        else:
+            seen = seen.__cause__ or seen.__context__
     return ""
 
 

@@ -66,7 +66,9 @@ def make_context(files: TlsFiles) -> Loaded:
     try:
         context.load_cert_chain(files.cert_file, files.key_file, password=_no_password)
     except (OSError, ssl.SSLError) as error:
-        text = "the key is not the certificate's" if "MISMATCH" in str(error) else str(error)
+        found = str(error)
+        text = "the key is not the certificate's" if "MISMATCH" in found else found
+        text = "one of them is not in PEM" if "PEM lib" in found else text
         raise BadRequest(f"tls.cert_file {files.cert_file} with tls.key_file {files.key_file}: {text}") from error
     if files.ca_file:
         try:
