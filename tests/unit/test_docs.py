@@ -74,3 +74,9 @@ def test_every_differing_step_is_explained() -> None:
     assert len(steps) > 30, "the corpus was not read"
     assert steps - find_explained_steps() == set(), "add a row to docs/compatibility.md"
     assert find_explained_steps() - steps == set(), "the corpus has no such step with another answer"
+
+
+def test_every_test_that_security_names_is_there() -> None:
+    named = set(re.findall(r"`(tests/[a-z_/]+\.py)`", (DOCS / "security.md").read_text(encoding="utf-8")))
+    assert len(named) > 12
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
