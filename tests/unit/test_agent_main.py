@@ -50,7 +50,17 @@ async def test_the_lease_is_renewed(world: World) -> None:
         await world.until(lambda: world.pages.requests.count("PUT register") >= 4)
 
 
-async def test_plugins_are_told_only_when_something_changed(world: World) -> None:
+async def test_plugins_are_told_again_so_that_an_overtaken_report_does_not_stand(world: World) -> None:
+    world.settings = replace(FAST, plugins_repeat_s=0.05)
+    async with world.agent():
+        await world.until(lambda: world.pages.instances)
+        assert world.pages.instances[NAS].healthy
+        # An older report arrives after the newer one.
+        world.pages.instances = {NAS: replace(world.pages.instances[NAS], healthy=False)}
+        await world.until(lambda: world.pages.instances[NAS].healthy)
+
+
+async def test_plugins_are_told_at_once_when_something_changed(world: World) -> None:
     async with world.agent():
         await world.until(lambda: world.driver.probes >= 4)
         assert world.pages.requests.count("PUT plugins") == 1

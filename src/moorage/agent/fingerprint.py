@@ -170,11 +170,12 @@ class Fingerprints:
             await changed.wait()
 
     async def report(self, client: Client, link: Link, *, random: Chance) -> None:
-        """Tell the server all instances: when every driver was asked once, on each change, and when it is back."""
+        """Tell the server all instances: when every driver was asked once, on each change, when it is back, and now
+        and then without any reason, so that a report that was overtaken by an older one does not stand for long."""
         with anyio.move_on_after(self._settings.first_probe_s):
             while self._unasked:
                 await self._changed.wait()
-        failures = 0
+        failures, repeat_s = 0, self._settings.plugins_repeat_s
         while True:
             changed, epoch = self._changed, link.epoch
             try:
@@ -187,6 +188,7 @@ class Fingerprints:
                 await anyio.sleep(retry_delay_s(failures, random()))
                 continue
             async with anyio.create_task_group() as group:
+                group.start_soon(_first, lambda: anyio.sleep(repeat_s), group.cancel_scope.cancel)
                 group.start_soon(_first, changed.wait, group.cancel_scope.cancel)
                 group.start_soon(_first, lambda epoch=epoch: link.wait_epoch(epoch), group.cancel_scope.cancel)
 

@@ -114,6 +114,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     retry_cap_s: the longest pause before a failed node step is tried again.
     reports_kept_max, reports_batch: reports that may wait for the server, and how many go in one request.
     clean_first_s: how long the start waits for mounts to go whose claims are gone.
+    plugins_repeat_s: the pause until the plugin report is told again though nothing has changed.
     first_probe_s: how long the first plugin report waits for every driver's first answer.
     node_call_s: deadline of a driver call for a use that the server does not know any more.
     mount_probe_s, mount_hang_s: pause between looks for broken mounts; how long a good one may take to answer.
@@ -141,6 +142,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     reports_kept_max: int = 1024
     reports_batch: int = 64
     clean_first_s: float = 5.0
+    plugins_repeat_s: float = 10.0
     first_probe_s: float = 1.0
     node_call_s: float = 120.0
     mount_probe_s: float = 1.0

@@ -15,11 +15,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import anyio
-import anyio.lowlevel
 import msgspec
 import structlog
 from anyio.abc import TaskStatus
@@ -41,8 +38,7 @@ from moorage.state.repo import Repo, Write
 from moorage.testing import virtual_loop
 from moorage.testing.agent_world import MemoryMounter
 from moorage.testing.clock import SeededChance
-from moorage.testing.sim_hosts import Host
-from moorage.testing.sim_network import Act, Network, Result, SimClient
+from moorage.testing.sim_network import connect_directly
 
 NODE = NodeId("11111111-2222-3333-4444-555555555555")
 PLUGIN = PluginId("hung")
@@ -181,18 +177,6 @@ class _Driver:
         return steps.Done()
 
 
-class _Line(Network):
-    """The way from the agent to the server; nothing happens to a request on it."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def ask(self, host: Host | None, act: Act[Result], *, timeout_s: float, is_write: bool = False) -> Result:
-        """See ``Network``."""
-        await anyio.lowlevel.checkpoint()
-        return await act(self._service)
-
-
 class _Run:
     def __init__(self, load: Load, root: str) -> None:
         self._load = load
@@ -235,7 +219,7 @@ class _Run:
             return self._driver
 
         await agent.run(
-            SimClient(_Line(self._service), cast(Any, SimpleNamespace(lie=""))),
+            connect_directly(self._service),
             {PLUGIN: DriverSpec(socket=f"{self._root}/no.sock")},
             state_dir=Path(self._root, "node"),
             node=Node(id=NODE, name="n1", boot_id="b1"),

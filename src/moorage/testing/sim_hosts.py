@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SETTINGS = AgentSettings(
     probe_old_s=10.0, probe_timeout_s=2.0, socket_look_s=10.0, wait_s=15.0, rescan_s=20.0, look_timeout_s=10.0,
-    retry_cap_s=8.0, node_call_s=4.0,
+    retry_cap_s=8.0, node_call_s=4.0, plugins_repeat_s=5.0,
 )  # fmt: skip
 
 
