@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 from asking import ask, delete, describe_volume, get, list_external, put
-from dev_server import Fleet, Identity, Program, find_mounts, find_ordinary_identity, running_fleet, wait_until
+from dev_server import (
+    IS_JUDGED,
+    Fleet,
+    Identity,
+    Program,
+    find_mounts,
+    find_ordinary_identity,
+    running_fleet,
+    wait_until,
+)
 
 LINES = 1000
 
@@ -203,7 +212,7 @@ def test_no_link_is_lost_when_dev_is_killed(ordinary_fleet: Fleet) -> None:
 
 def test_the_driver_does_not_outlive_a_killed_dev(fleet: Fleet) -> None:
     server = fleet.start_dev()
-    assert len(fleet.find_processes()) == 2, "the program and its driver"
+    assert len(fleet.find_processes()) == 2 + IS_JUDGED, "the program, its driver, and a judge between them"
     server.kill()
     wait_until(lambda: not fleet.find_processes(), "no process of ours remains", within_s=5)
 
