@@ -230,7 +230,7 @@ class Crowd:
             await loop.sock_sendall(wire, SENT[kind])
             self._counts["opened"] += 1
             self._counts["open"] += 1
-            if self._counts["open"] >= self._count * 0.99:
+            if self._counts["opened"] >= self._count * 0.99:
                 self._is_full.set()
             try:
                 await self._live(kind, wire)
