@@ -316,6 +316,10 @@ class Fleet:
             print("\n".join(line[:600] for line in lines[-LOG_TAIL_LINES:]))
         for point in sorted(find_mounts(self.place), reverse=True):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):
+                if f"{self.place}/" in file.read_text():
+                    subprocess.run(["losetup", "-d", f"/dev/{file.parts[3]}"], check=False, capture_output=True)
         shutil.rmtree(self.place, onerror=_make_writable)
         return left
 
