@@ -132,7 +132,10 @@ WHY_SCHEMAS: dict[str, Schema] = {
                 record("A disk with several records.", {"ExternalID": TEXT, "Volumes": list_of(_VOLUME)})
             ),
             "LeakedAttachments": list_of(
-                record("Attached, and no claim.", {"ExternalID": TEXT, "ExternalNodeID": TEXT, "Volume": _VOLUME})
+                record(
+                    "Attached, and no claim.",
+                    {"ExternalID": TEXT, "ExternalNodeID": TEXT, "NodeID": TEXT, "Volume": _VOLUME},
+                )
             ),
             "Creating": list_of(_VOLUME) | {"description": "volumes whose create is under way"},
         },

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from moorage.api.http import Answer, Meta, Request, json_answer
 from moorage.api.params import parse_read
 from moorage.engine.orphans import PluginFindings
 from moorage.engine.service import Service
+from moorage.model.ids import NodeId
 from moorage.model.volume import Volume
 from moorage.rules.orphans import Double, Leak, Unknown
 
@@ -31,7 +33,7 @@ def _findings(found: PluginFindings) -> Json:
         "Orphans": [_unknown(u) for u in found.found.unknown],
         "Lost": [_volume(v) for v in found.found.lost],
         "Doubles": [_double(d) for d in found.found.doubles],
-        "LeakedAttachments": [_leak(leak) for leak in found.found.leaks],
+        "LeakedAttachments": [_leak(leak, found.nodes) for leak in found.found.leaks],
         "Creating": [_volume(v) for v in found.found.creating],
     }
 
@@ -56,5 +58,10 @@ def _double(double: Double) -> Json:
     return {"ExternalID": double.external_id, "Volumes": [_volume(v) for v in double.volumes]}
 
 
-def _leak(leak: Leak) -> Json:
-    return {"ExternalID": leak.external_id, "ExternalNodeID": leak.external_node_id, "Volume": _volume(leak.volume)}
+def _leak(leak: Leak, nodes: Mapping[str, NodeId]) -> Json:
+    return {
+        "ExternalID": leak.external_id,
+        "ExternalNodeID": leak.external_node_id,
+        "NodeID": nodes.get(leak.external_node_id, ""),
+        "Volume": _volume(leak.volume),
+    }

@@ -93,10 +93,18 @@ def _find_doubles(plugin: Row) -> list[tuple[object, ...]]:
 
 def _find_leaks(plugin: Row) -> list[tuple[object, ...]]:
     return [
-        ("leaked", row.get("ExternalID"), _name(row.get("Volume") or {}), f"attached to {node} without a claim")
+        ("leaked", row.get("ExternalID"), _name(row.get("Volume") or {}), f"attached to {node} without a claim{cure}")
         for row in plugin.get("LeakedAttachments") or ()
-        for node in (row.get("ExternalNodeID"),)
+        for node, cure in ((row.get("ExternalNodeID"), _cure(row)),)
     ]
+
+
+def _cure(row: Row) -> str:
+    """The command that undoes a leaked attachment, where the node is one of ours."""
+    volume, node_id = row.get("Volume") or {}, str(row.get("NodeID") or "")
+    namespace = str(volume.get("Namespace") or "default")
+    words = ["moorage volume detach", *([f"-namespace {namespace}"] if namespace != "default" else ())]
+    return f": {' '.join(words)} {volume.get('ID')} {node_id}" if node_id else ", and no node here is called so"
 
 
 def _name(volume: Row) -> str:

@@ -6,13 +6,15 @@ make is no orphan. Finds only; adopting is a register, and deleting an adopted v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import anyio
 import msgspec
 
 from moorage.engine.listings import Listings
 from moorage.engine.reads import Reads
 from moorage.errors import DeadlineExceeded, MoorageError, NotFound, Rejected
-from moorage.model.ids import PluginId
+from moorage.model.ids import NodeId, PluginId
 from moorage.model.snapshot import ExternalVolume
 from moorage.rules.orphans import Comparison, Known, compare, find_creating, find_doubles
 from moorage.rules.plugins import find_controller_info
@@ -30,12 +32,14 @@ LISTING_S = 540.0
 
 class PluginFindings(msgspec.Struct, frozen=True, kw_only=True):
     """What was found at one plugin. ``error``: why its driver could not be asked to the end; then only doubles are
-    known. ``shows_nodes``: the driver says where volumes are attached, so that leaked attachments can be seen."""
+    known. ``shows_nodes``: the driver says where volumes are attached, so that leaked attachments can be seen.
+    ``nodes``: the driver's names for nodes, with their IDs."""
 
     plugin_id: PluginId
     found: Comparison = Comparison()
     volumes_listed: int = 0
     shows_nodes: bool = False
+    nodes: Mapping[str, NodeId] = {}
     error: str = ""
 
 
@@ -93,6 +97,7 @@ class Orphans:
             found=compare(listed, before, self._know(plugin_id)),
             volumes_listed=len({v.external_id for v in listed}),
             shows_nodes=info.supports_list_volumes_attached_nodes,
+            nodes={i.node.external_id: n for n, i in plugin.value.instances.items() if i.node} if plugin else {},
         )
 
     def _know(self, plugin_id: PluginId) -> Known:

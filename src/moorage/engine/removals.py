@@ -7,15 +7,18 @@ from typing import cast
 import msgspec
 
 from moorage.engine.checks import Checks, still_trying
-from moorage.engine.ports import EngineSettings
+from moorage.engine.ports import Chance, Clock, EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
 from moorage.engine.retrying import decide_again
 from moorage.errors import Conflict, NotFound, Rejected, StateConflict
+from moorage.model.ids import ClaimId
 from moorage.model.steps import DeleteVolume
 from moorage.model.volume import Fault, Progress, Secrets, Volume
 from moorage.rules.allocations import is_terminal
 from moorage.rules.backoff import find_lasting
+from moorage.rules.claims import make_leak
 from moorage.rules.explanations import check_step, explain
+from moorage.rules.nodes import check_holds_nothing
 from moorage.rules.plugins import find_controller_info
 from moorage.state import keys
 from moorage.state.feed import Change
@@ -28,11 +31,15 @@ replace = msgspec.structs.replace
 class Removals:
     """Deregister, delete, detach."""
 
-    def __init__(self, repo: Repo, reads: Reads, checks: Checks, settings: EngineSettings) -> None:
+    def __init__(
+        self, repo: Repo, reads: Reads, checks: Checks, settings: EngineSettings, *, clock: Clock, chance: Chance
+    ) -> None:
         self._repo = repo
         self._reads = reads
         self._checks = checks
         self._settings = settings
+        self._clock = clock
+        self._chance = chance
 
     async def deregister(self, namespace: str, volume_id: str, *, force: bool) -> int:
         """Remove the record only; the driver is not called. Returns the revision.
@@ -148,9 +155,11 @@ class Removals:
             raise NotFound(text, code="plugin_missing", volume=volume.id)
 
     async def detach(self, namespace: str, volume_id: str, node_id: str) -> int:
-        """Free what is left of the volume on a node: claims of ended allocations are released and waited for.
+        """Free what is left of the volume on a node: claims of ended allocations are released and waited for; where no
+        claim is on record, an attachment that may have leaked is undone.
 
-        Raises NotFound (``no such volume``), Conflict (a live allocation there uses it), DeadlineExceeded.
+        Raises NotFound (``no such volume``), Conflict (a live allocation there uses it, or something may still be
+        mounted there), DeadlineExceeded.
         """
         read = self._reads.find_volume(namespace, volume_id)
         if read is None:
@@ -159,7 +168,7 @@ class Removals:
         there = [c for c in read.claims if c.node_id == node_id]
         if any(c.allocation_id not in ended for c in there):
             raise self._checks.in_use(read)
-        names = [keys.claim_key(c.id) for c in there]
+        names = [keys.claim_key(c.id) for c in there] or await self._take_leak(read.record, node_id)
 
         def gone(change: Change) -> bool | None:
             left = self._repo.view.claims.of_volume(*read.record.value.key)
@@ -170,6 +179,41 @@ class Removals:
                 if await listening.result(timeout_s=self._settings.request_s) is None:
                     raise self._checks.too_late(names[0], "is not detached yet")
         return self._reads.volumes_index
+
+    async def _take_leak(self, record: Record[Volume], node_id: str) -> list[str]:
+        """Put a claim on record that only waits to be detached, so that its undoing stands in line with all claims of
+        the disk, survives a crash and is explained like them. Its store key; empty where there is nothing to undo."""
+        volume = record.value
+        node, plugin = self._reads.find_node(node_id), self._repo.view.find_plugin(volume.plugin_id)
+        info = find_controller_info(plugin.value if plugin else None)
+        instance = plugin.value.instances.get(node.value.id) if node and plugin else None
+        is_settled = (
+            volume.state == "ready" and volume.wanted == "present" and bool(volume.external_id and volume.capabilities)
+        )
+        if node is None or not is_settled or info is None or not info.supports_attach_detach:
+            return []
+        holders = [r.value for r in self._repo.view.claims.of_disk(volume.plugin_id, volume.external_id)]
+        # The record of another volume of this disk may have a claim there: that one's release detaches it.
+        if any(c.node_id == node.value.id for c in holders):
+            raise Conflict(
+                f'volume "{volume.id}" is used on node "{node_id}" by way of another record of its disk',
+                code="shared_disk", volume=volume.id,
+            )  # fmt: skip
+        check_holds_nothing(node.value)
+        if instance is None or instance.node is None or not instance.node.external_id:
+            return []
+        claim = make_leak(
+            volume, node.value.id, holders, claim_id=ClaimId(self._chance.new_id()),
+            external_node_id=instance.node.external_id, now_ns=self._clock.now_ns(),
+        )  # fmt: skip
+        key = keys.claim_key(claim.id)
+        write = Write().put(key, claim, revision=0).expect(keys.node_key(node.value.id), node.modified)
+        write.put(keys.volume_key(*volume.key), volume, revision=record.modified)
+        try:
+            await self._repo.commit(write)
+        except StateConflict as error:
+            raise Conflict(_restless(volume.id), code="busy", volume=volume.id) from error
+        return [key]
 
 
 def _restless(volume_id: str) -> str:

@@ -63,7 +63,7 @@ class Service:
         self.operations = Operations(repo, self.reconciler, clock=clock, chance=chance, settings=self.settings)
         checks = Checks(repo, self.reads, self.operations, self.settings)
         self.registrations = Registrations(repo, self.reads, checks, clock=clock, settings=self.settings)
-        self.removals = Removals(repo, self.reads, checks, self.settings)
+        self.removals = Removals(repo, self.reads, checks, self.settings, clock=clock, chance=chance)
         self.listings = Listings(self.reads, self.operations)
         self.namespaces = Namespaces(repo, self.reads)
         self.allocations = Allocations(repo, self.reads, clock, chance)

@@ -18,7 +18,7 @@ Source: models §9; contract volumes-api §4.4, csi-engine §I; CSI spec "Access
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -33,6 +33,7 @@ from moorage.model.claim import (
     Taken,
     VolumeRequest,
 )
+from moorage.model.ids import AllocationId, ClaimId, NodeId
 from moorage.model.steps import Attached as AttachDone
 from moorage.model.steps import AttachVolume, DetachVolume, Done, Failed, Outcome
 from moorage.model.times import format_time
@@ -136,6 +137,34 @@ def check_room(claim: Claim, on_node: Iterable[Claim], max_volumes: int) -> None
         f'"{claim.plugin_id}" are in use there, and its driver takes {max_volumes}; release one, or name another node'
     )
     raise Conflict(text, code="node_full", volume=claim.volume_id, node=claim.node_id)
+
+
+def make_leak(
+    volume: Volume, node_id: NodeId, holders: Sequence[Claim], *, claim_id: ClaimId, external_node_id: str, now_ns: int
+) -> Claim:
+    """A claim for an attachment that no claim is responsible for any more: it is to be detached, and nothing else.
+
+    It has the mode in which the disk is held elsewhere (``holders``), so that it stands in nobody's way elsewhere.
+    """
+    plain = Capability(access_mode=SINGLE_NODE_WRITER, attachment_mode="file-system")
+    like = holders[0] if holders else (volume.capabilities or (plain,))[0]
+    return Claim(
+        id=claim_id,
+        allocation_id=AllocationId(claim_id),
+        name="leaked attachment",
+        namespace=volume.namespace,
+        volume_id=volume.id,
+        plugin_id=volume.plugin_id,
+        external_id=volume.external_id,
+        node_id=node_id,
+        external_node_id=external_node_id,
+        read_only=True,
+        access_mode=like.access_mode,
+        attachment_mode=like.attachment_mode,
+        wanted="released",
+        state=NodeDetached(evidence="operator: a detach of what no claim is on record for"),
+        created_at_ns=now_ns,
+    )
 
 
 def _blocking(claim: Claim, others: list[Claim]) -> list[Claim]:

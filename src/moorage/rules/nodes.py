@@ -133,6 +133,19 @@ def free_claim(claim: Claim, fence: Fence) -> Claim | None:
     return replace(claim, wanted="released", state=NodeDetached(evidence=evidence), progress=Progress())
 
 
+def check_holds_nothing(node: Node) -> None:
+    """Whether a node is known to have nothing mounted of a volume of which no claim is on record there: it is ready,
+    because an agent registers only when it is clean, or it is fenced. Raises Conflict with what to do."""
+    if node.status == "ready" or (node.status == "down" and node.fence is not None):
+        return
+    raise Conflict(
+        f'node "{node.id}" is {node.status}: it may still have the volume mounted; bring it back, or, when it is '
+        f"really off, say so with `moorage node fence {node.id} --reason …`",
+        code="node_lost",
+        node=node.id,
+    )
+
+
 def needs_evidence(claim: Claim) -> bool:
     """Whether a claim on a lost node waits for evidence: it writes, and may still be mounted."""
     return not claim.read_only and isinstance(claim.state, (Taken, Attached, Mounted))
