@@ -11,7 +11,7 @@ from engine_kit import NODE, Kit, RunningClock
 
 from moorage.api.app import App
 from moorage.api.http import Answer
-from moorage.engine.ports import EngineSettings, IdentitySettings
+from moorage.engine.ports import AclSettings, EngineSettings, IdentitySettings
 from moorage.engine.service import Service
 from moorage.state.feed import Feed
 from moorage.state.memory import MemoryStore
@@ -38,8 +38,9 @@ class LateClock(RunningClock):
 class Bare(Kit):
     """A kit without a node; ``clock`` can be put ahead."""
 
-    def __init__(self, identity: IdentitySettings) -> None:
-        super().__init__(MemoryStore(), EngineSettings(identity=identity))
+    def __init__(self, identity: IdentitySettings, *, has_acl: bool = False) -> None:
+        settings = EngineSettings(identity=identity, acl=AclSettings(enabled=has_acl))
+        super().__init__(MemoryStore(), settings)
         self.clock = LateClock()
         self.repo = Repo(self.store, Feed(self.store))
         self.service = Service(self.repo, self.clock, SeededChance(), self.service.settings)
@@ -58,8 +59,12 @@ def own(secret: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def bare(*, is_join_needed: bool = False, is_certificate_needed: bool = False) -> AsyncIterator[Bare]:
-    kit = Bare(IdentitySettings(is_join_needed=is_join_needed, is_certificate_needed=is_certificate_needed))
+async def bare(
+    *, is_join_needed: bool = False, is_certificate_needed: bool = False, has_acl: bool = False
+) -> AsyncIterator[Bare]:
+    """A kit that runs."""
+    settings = IdentitySettings(is_join_needed=is_join_needed, is_certificate_needed=is_certificate_needed)
+    kit = Bare(settings, has_acl=has_acl)
     async with anyio.create_task_group() as group:
         await group.start(kit.service.run)
         yield kit

@@ -168,3 +168,58 @@ async def test_a_bad_join_says_what_is_needed(body: object) -> None:
         answer = await ask(kit, "PUT", f"/v1/node/{NODE}/join", body, **own(secret_of("a")))
         assert (answer.status, "a name" in text_of(answer)) == (400, True)
         assert (await kit.join("short")).status == 400
+
+
+async def test_with_access_control_a_node_joins_by_token_and_may_use_its_own_pages_alone() -> None:
+    async with bare(has_acl=True) as kit:
+        boss = own((await read(kit, "PUT", "/v1/acl/bootstrap"))["SecretID"])
+        assert (await kit.join()).status == 403, "a node was taken for nothing"
+        for method, target in (("GET", "/v1/nodes/join-tokens"), ("PUT", "/v1/nodes/join-tokens")):
+            assert (await ask(kit, method, target, {})).status == 403
+        token = str((await read(kit, "PUT", "/v1/nodes/join-tokens", {"Uses": 2}, **boss))["Token"])
+        assert (await kit.join(token=token)).status == 200
+        assert (await kit.join(OTHER, secret_of("b"), name="n2", token=token)).status == 200
+        for method, page in PAGES:
+            target, body = f"/v1/node/{NODE}/{page}", body_of(page)
+            for headers in ({}, boss, own(secret_of("b")), own(secret_of("c"))):
+                assert (await ask(kit, method, target, body, **headers)).status == 403
+            assert (await ask(kit, method, target, body, **own(secret_of("a")))).status == 200
+        for method, target in (
+            ("GET", "/v1/nodes"),
+            ("GET", "/v1/nodes/join-tokens"),
+            ("PUT", "/v1/nodes/join-tokens"),
+            ("PUT", f"/v1/node/{OTHER}/drain"),
+            ("PUT", f"/v1/node/{OTHER}/reset-identity"),
+            ("GET", "/v1/volumes?type=csi"),
+            ("GET", f"/v1/node/{OTHER}"),
+        ):
+            answer = await ask(kit, method, target, {"Reason": "r"}, **own(secret_of("a")))
+            assert answer.status == 403, (method, target, answer.status)
+        await read(kit, "PUT", f"/v1/node/{OTHER}/reset-identity", {"Reason": "stolen"}, **boss)
+        assert (await ask(kit, "GET", f"/v1/node/{OTHER}/claims", **own(secret_of("b")))).status == 403
+
+
+async def test_a_certified_node_registers_under_no_other_name() -> None:
+    async with bare(is_certificate_needed=True) as kit:
+
+        async def ask_as(name: str, page: str, body: object) -> Answer:
+            path = f"/v1/node/{NODE}/{page}"
+            request = Request(
+                method="PUT",
+                path=path,
+                parts=tuple(path.split("/")[1:]),
+                headers=own(secret_of("a")),
+                body=json.dumps(body).encode(),
+                peer=Peer(has_certificate=True, agents=(name,)),
+            )
+            return await kit.app.answer(request)
+
+        assert (await ask_as("n1", "join", {"name": "n1"})).status == 200
+        other = {"node": {"id": NODE, "name": "n2", "boot_id": "b"}}
+        assert (await ask_as("n1", "register", other)).status == 403
+        # A host that got another name comes with another certificate: its join says so.
+        assert (await ask_as("n2", "reports", body_of("reports"))).status == 403
+        assert (await ask_as("n2", "join", {"name": "n2"})).status == 200
+        assert (await ask_as("n2", "register", other)).status == 200
+        assert (await ask_as("n2", "reports", body_of("reports"))).status == 200
+        assert (await ask_as("n1", "reports", body_of("reports"))).status == 403

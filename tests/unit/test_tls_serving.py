@@ -220,6 +220,23 @@ async def test_an_agent_takes_its_new_certificate_without_a_restart(
         await transport.aclose()
 
 
+async def test_a_handshake_that_does_not_go_on_is_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage.serve.http.HANDSHAKE_S", 0.2)
+    async with running(place) as (_, url):
+        port = urlsplit(url).port or 0
+        for sent in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"):
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                if sent:
+                    await stream.send(sent)
+                with anyio.fail_after(20):
+                    try:
+                        while True:
+                            await stream.receive()
+                    except (anyio.EndOfStream, anyio.BrokenResourceError):
+                        pass
+        assert await ask_as_cli(url, client_of(place)) == '["global"]'
+
+
 async def test_a_node_may_be_named_by_its_id(tmp_path: Path) -> None:
     make_set(tmp_path, NODE)
     async with running(tmp_path, "agents") as (_, url):

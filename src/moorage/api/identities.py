@@ -20,11 +20,12 @@ from moorage.model.ids import NodeId
 from moorage.model.times import format_time
 
 NODE_ID_CHARS = 36
+NAME_CHARS_MAX = 255
 
 
-def check_own(service: Service, request: Request, node_id: str) -> None:
-    """The request comes from the node's own agent. Raises Forbidden."""
-    service.identities.check_own(node_id, find_secret(request), request.peer)
+def check_own(service: Service, request: Request, node_id: str, *, name: str | None = None) -> None:
+    """The request comes from the node's own agent, which registers as ``name`` if it does. Raises Forbidden."""
+    service.identities.check_own(node_id, find_secret(request), request.peer, name=name)
 
 
 async def join(service: Service, request: Request, node_id: str) -> Answer:
@@ -35,6 +36,8 @@ async def join(service: Service, request: Request, node_id: str) -> Answer:
         raise BadRequest("json: a name, and a join_token if there is one, are needed") from None
     if len(node_id) != NODE_ID_CHARS:
         raise BadRequest(f"a node's ID is a UUID of {NODE_ID_CHARS} characters")
+    if len(sent.name) > NAME_CHARS_MAX:
+        raise BadRequest(f"a node's name has at most {NAME_CHARS_MAX} characters")
     joined_by = await service.identities.join(
         NodeId(node_id), find_secret(request), name=sent.name, join_token=sent.join_token, peer=request.peer
     )

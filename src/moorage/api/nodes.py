@@ -214,6 +214,7 @@ async def register_node(service: Service, request: Request, node_id: str) -> Ans
     """PUT /v1/node/:id/register."""
     check_own(service, request, node_id)
     sent = _decode(NodeRegistration, request.body)
+    check_own(service, request, node_id, name=sent.node.name)
     if sent.node.id != node_id:
         raise BadRequest(f"node.id {sent.node.id!r} is not the node of the path, {node_id!r}")
     registered = await service.nodes.register(sent.node, clean_by=sent.clean_by, is_empty=sent.is_empty)

@@ -11,7 +11,6 @@ import structlog
 
 from moorage.engine.access import hash_secret
 from moorage.engine.ports import Chance, Clock, EngineSettings
-from moorage.engine.reads import Reads
 from moorage.engine.retrying import decide_again
 from moorage.errors import Forbidden, NotFound
 from moorage.model.identity import Identity, JoinedBy, JoinToken, Peer
@@ -36,9 +35,8 @@ class NewJoinToken(msgspec.Struct, frozen=True, kw_only=True):
 class Identities:
     """Who is which node."""
 
-    def __init__(self, repo: Repo, reads: Reads, *, clock: Clock, chance: Chance, settings: EngineSettings) -> None:
+    def __init__(self, repo: Repo, *, clock: Clock, chance: Chance, settings: EngineSettings) -> None:
         self._repo = repo
-        self._reads = reads
         self._clock = clock
         self._chance = chance
         self._settings = settings.identity
@@ -54,21 +52,24 @@ class Identities:
         found = self._repo.view.identities.find_by_hash(hash_secret(secret))
         return found.value.node_id if found else None
 
-    def check_own(self, node_id: str, secret: str, peer: Peer) -> None:
-        """Whether the caller is the node's own agent. Raises Forbidden with what to do."""
-        if self.find_node(secret) != node_id:
+    def check_own(self, node_id: str, secret: str, peer: Peer, *, name: str | None = None) -> None:
+        """Whether the caller is the node's own agent. ``name``: as which it registers; None: as it joined.
+
+        Raises Forbidden with what to do.
+        """
+        found = self._repo.view.identities.find_by_hash(hash_secret(secret)) if secret else None
+        if found is None or found.value.node_id != node_id:
             text = f'this is not the token of node "{node_id}", which alone may use its pages: its agent joins first'
             raise Forbidden(text, code="node_not_own", node=node_id)
-        node = self._reads.find_node(node_id)
-        self._check_certificate(node_id, node.value.name if node else "", peer, is_known=node is not None)
+        self._check_certificate(node_id, found.value.name if name is None else name, peer)
 
-    def _check_certificate(self, node_id: str, name: str, peer: Peer, *, is_known: bool = True) -> None:
+    def _check_certificate(self, node_id: str, name: str, peer: Peer) -> None:
         if not self._settings.is_certificate_needed or peer.is_embedded:
             return
         if not peer.agents:
             text = "agents need a client certificate here: make one with `moorage tls agent` and name it in [agent]"
             raise Forbidden(text, code="certificate_missing", node=node_id)
-        if is_known and not rules.is_certified(peer, node_id, name):
+        if not rules.is_certified(peer, node_id, name):
             text = f'the client certificate is of {", ".join(peer.agents)}, not of node "{node_id}" ({name})'
             raise Forbidden(text, code="certificate_wrong", node=node_id)
 
@@ -99,7 +100,7 @@ class Identities:
             if identity == known:
                 return identity
             other = view.identities.find_by_hash(secret_hash)
-            if other is not None:
+            if other is not None and other.value.node_id != node_id:
                 raise Forbidden("this secret is another node's: each node has its own", code="node_secret_taken")
             write = Write().put(keys.identity_key(node_id), identity, revision=found.modified if found else 0)
             if identity.joined_by == "token" and token is not None and spent is not None:

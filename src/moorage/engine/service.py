@@ -55,7 +55,7 @@ class Service:
         self.sealing = sealing
         self.diagnostics = diagnostics or Diagnostics()
         self.reads = Reads(repo)
-        self.identities = Identities(repo, self.reads, clock=clock, chance=chance, settings=self.settings)
+        self.identities = Identities(repo, clock=clock, chance=chance, settings=self.settings)
         self.accesses = Accesses(repo, clock, self.settings.acl, identities=self.identities)
         self.acl = AccessControl(repo, clock, chance, accesses=self.accesses, reset=reset or NoReset())
         self.events = Events(repo, event_settings)

@@ -30,13 +30,14 @@ class Withdrawal(msgspec.Struct, frozen=True, kw_only=True):
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """A node's identity. ``secret_hash`` is empty when it was reset and nobody has joined since; then, and later,
-    ``withdrawn`` has the secrets that were taken away, the newest last."""
+    ``withdrawn`` has the secrets that were taken away, the newest last. ``name``: the node's, as it joined last."""
 
     node_id: NodeId
     secret_hash: str = ""
     joined_by: JoinedBy = "first_use"
     join_token_id: str = ""
     joined_at_ns: int = 0
+    name: str = ""
     withdrawn: tuple[Withdrawal, ...] = ()
 
 

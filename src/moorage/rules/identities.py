@@ -55,12 +55,12 @@ def bind(
     is_join_needed: bool,
     now_ns: int,
 ) -> Identity:
-    """The identity of a node that joins; equal to ``known`` when the secret is its own already.
+    """The identity of a node that joins; equal to ``known`` when secret and name are its own already.
 
     ``token`` is one that counts (``check_join_token``), or None. Raises Forbidden with what to do.
     """
     if known is not None and known.secret_hash == secret_hash:
-        return known
+        return known if known.name == name else replace(known, name=name)
     if known is not None and known.secret_hash:
         text = (
             f'node "{node_id}" belongs to another secret: where its own was lost, an operator says '
@@ -79,6 +79,7 @@ def bind(
         joined_by=joined_by or "first_use",
         join_token_id=token.id if joined_by == "token" and token is not None else "",
         joined_at_ns=now_ns,
+        name=name,
         withdrawn=known.withdrawn if known else (),
     )
 

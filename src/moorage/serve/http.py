@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
@@ -22,6 +23,7 @@ from moorage.serve.protocol import bind_book
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
+HANDSHAKE_S = 10.0
 UNIX = "unix://"
 
 
@@ -32,6 +34,25 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take no signal."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, as uvicorn does where sockets are given, with a bound on the time of a TLS handshake: until it is
+        done a connection is in nobody's book."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def make(_loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state, _loop=_loop
+            )
+
+        handshake_s = HANDSHAKE_S if config.ssl is not None else None
+        self.servers = [
+            await loop.create_server(
+                make, sock=listener, ssl=config.ssl, backlog=config.backlog, ssl_handshake_timeout=handshake_s
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
 
 
 def open_socket(bind: str) -> socket.socket:

@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 import msgspec
+import structlog
 
 from moorage import config
 from moorage.agent import main as agent
@@ -34,6 +35,7 @@ from moorage.log import configure_logging
 from moorage.model.identity import Peer
 from moorage.model.ids import PluginId
 from moorage.serve.drivers import RestartPolicy, SupervisedDriver, embed_driver, supervise
+from moorage.serve.http import is_local
 from moorage.serve.program import (
     Body,
     add_plugins,
@@ -43,6 +45,7 @@ from moorage.serve.program import (
     run_program,
 )
 
+log = structlog.get_logger()
 SOCKET_BYTES_MAX = 100
 DRIVER_START_S = 10.0
 DRIVER_LOOK_S = 0.02
@@ -233,6 +236,9 @@ def run(args: argparse.Namespace) -> int:
 
         async def body(group: anyio.abc.TaskGroup) -> None:
             opened: list[HttpTransport] = []
+            parts = urlsplit(server)
+            if parts.scheme == "http" and not is_local(f"{parts.hostname or ''}:"):
+                log.warning("server.plain_http", server=server, risk="the node's secret and its volumes' can be read")
 
             def connect(secret: str) -> Transport:
                 opened.append(HttpTransport(server, token=secret, tls=tls))
