@@ -139,6 +139,10 @@ def check_room(claim: Claim, on_node: Iterable[Claim], max_volumes: int) -> None
     raise Conflict(text, code="node_full", volume=claim.volume_id, node=claim.node_id)
 
 
+# The name of a claim that was never held (``make_leak``).
+LEAK = "leaked attachment"
+
+
 def make_leak(
     volume: Volume, node_id: NodeId, holders: Sequence[Claim], *, claim_id: ClaimId, external_node_id: str, now_ns: int
 ) -> Claim:
@@ -151,7 +155,7 @@ def make_leak(
     return Claim(
         id=claim_id,
         allocation_id=AllocationId(claim_id),
-        name="leaked attachment",
+        name=LEAK,
         namespace=volume.namespace,
         volume_id=volume.id,
         plugin_id=volume.plugin_id,

@@ -40,6 +40,7 @@ from moorage.model.volume import (
     SINGLE_NODE_SINGLE_WRITER,
     Volume,
 )
+from moorage.rules.claims import LEAK
 from moorage.rules.mount_records import Disk as DiskName
 from moorage.state import codec, keys
 from moorage.state.store import Op, Put
@@ -127,7 +128,7 @@ class Validators:
         self._claim_at[host.name, host.layout.publish(claim.id)] = claim.id
         if claim.target:
             self._claim_at[host.name, claim.target] = claim.id
-        if after is not None and isinstance(after.state, NodeDetached) and after.state.evidence:
+        if after is not None and isinstance(after.state, NodeDetached) and after.state.evidence and claim.name != LEAK:
             kind = after.state.evidence.partition(":")[0]
             if claim.id not in self.freed:
                 self.freed[claim.id] = Freed(kind, claim.node_id, claim.external_id, self._world.now_s)
@@ -175,7 +176,8 @@ class Validators:
     def claims_of(self, external_id: str) -> list[Claim]:
         """The claims on record for a disk."""
         found = [r for k, r in self.records.items() if k.startswith(keys.CLAIMS) and r.external_id == external_id]
-        return [c for c in found if not isinstance(c.state, ControllerDetached)]
+        # A claim that only undoes a leaked attachment was never held, and nobody uses it.
+        return [c for c in found if not isinstance(c.state, ControllerDetached) and c.name != LEAK]
 
     def _check_modes(self, claim: Claim) -> None:
         claims = self.claims_of(claim.external_id)
