@@ -120,9 +120,9 @@ async def read_policy(service: Service, request: Request, name: str) -> Answer:
     """GET /v1/acl/policy/:name: the caller's own, ``anonymous``, and any for a management token."""
     _check_enabled(service)
     _check_policy_name(name)
-    options = parse_read(request)
     access = request.access
     demand(access.is_full or name == ANONYMOUS or name in service.acl.find_policy_names(access))
+    options = parse_read(request)
     await wait_for_change(service, options, (ACL_POLICIES + name,), lambda: _index(service, ACL_POLICIES))
     found = service.acl.find_policy(name)
     if found is None:
@@ -236,9 +236,9 @@ async def read_token(service: Service, request: Request, accessor_id: str) -> An
     _check_enabled(service)
     if not accessor_id:
         raise BadRequest("Missing Token Accessor")
-    options = parse_read(request)
     own_id = request.caller.accessor_id
     demand(request.access.is_full or (own_id != "" and own_id == accessor_id))
+    options = parse_read(request)
     if len(accessor_id) != 36:
         return text_answer(500, _BAD_ACCESSOR)
     await wait_for_change(service, options, (ACL_TOKENS + accessor_id,), lambda: _index(service, ACL_TOKENS))

@@ -113,14 +113,13 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """A caller with what it may do: what a request carries.
 
     ``is_open``: access control is off, everything is allowed. ``is_strict``: a write also needs to read the plugin, as
-    recorded servers demand. ``secret_hash``: by which the caller is found again; empty for none.
+    recorded servers demand.
     """
 
     caller: Caller = Caller()
     acl: Acl = Acl()
     is_open: bool = False
     is_strict: bool = False
-    secret_hash: str = ""
 
     def may(self, namespace: str, any_of: Collection[str]) -> bool:
         """Whether one of the capabilities is held in the namespace; ``*``: in any one."""
