@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import anyio
 import jsonschema
 import pytest
 from described import Judge
@@ -16,6 +17,8 @@ from moorage.api.openapi import describe, find_operation, find_operations
 from moorage.api.params import find_query
 from moorage.api.routes import ROUTES
 from moorage.engine.ports import AclSettings
+from moorage.state.keyring import make_key
+from moorage.testing.key_sources import FixedKeys
 
 pytestmark = pytest.mark.anyio
 
@@ -190,6 +193,11 @@ async def _look_around(tourist: Tourist) -> None:
             await tourist.ask("GET", path)
     for method in ("PUT", "POST", "DELETE"):
         await tourist.ask(method, "/v1/volumes/claims")
+    for method in ("PUT", "POST"):
+        await tourist.ask(method, "/v1/operator/secrets/rotate")
+        with anyio.fail_after(10):
+            while json.loads((await tourist.ask("GET", "/v1/operator/secrets")).body)["Phase"] != "done":
+                await anyio.sleep(0.01)
     for part in ("client", "server"):
         await tourist.ask("GET", f"/v1/agent/health?type={part}")
     await tourist.ask("GET", "/v1/acl/token/self")
@@ -265,7 +273,7 @@ async def test_answers_are_as_described() -> None:
         await _use_access_control(tourist)
         await tourist.ask("POST", "/v1/acl/bootstrap")
         judge = tourist.judge
-    async with running_kit() as kit:
+    async with running_kit(keys=FixedKeys(make_key(b"1" * 32))) as kit:
         tourist = Tourist(kit)
         tourist.judge = judge
         await _use_namespaces(tourist)

@@ -17,9 +17,12 @@ from moorage.model.identity import Peer
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.rules.nodes import FencingSettings
+from moorage.state.codec import Records
 from moorage.state.feed import Feed
 from moorage.state.memory import MemoryStore
 from moorage.state.repo import Repo
+from moorage.state.resealing import KeySource, Resealing
+from moorage.state.sealing import Sealer
 from moorage.state.store import Store
 from moorage.testing.clock import SeededChance
 from moorage.testing.scripted import ScriptedDriver
@@ -49,10 +52,15 @@ class Kit:
         *,
         clock: Clock | None = None,
         reset: ResetIndex | None = None,
+        keys: KeySource | None = None,
     ) -> None:
         self.store = store
-        self.repo = Repo(store, Feed(store))
-        self.service = Service(self.repo, clock or RunningClock(), SeededChance(), settings, hook=hook, reset=reset)
+        records = Records(Sealer(keys.load(), keys.describe())) if keys else Records()
+        self.repo = Repo(store, Feed(store, records))
+        sealing = Resealing(store, records, keys) if keys else None
+        self.service = Service(
+            self.repo, clock or RunningClock(), SeededChance(), settings, hook=hook, reset=reset, sealing=sealing
+        )
         self.app = App(self.service)
         self.driver = ScriptedDriver()
         self.is_mounting = True
@@ -108,12 +116,15 @@ async def running_kit(
     acl: AclSettings | None = None,
     clock: Clock | None = None,
     reset: ResetIndex | None = None,
+    keys: KeySource | None = None,
 ) -> AsyncIterator[Kit]:
-    """A kit whose engine and agent run until the block ends."""
+    """A kit whose engine and agent run until the block ends. ``keys``: secrets are sealed with them."""
     settings = EngineSettings(request_s=request_s, fencing=fencing or FencingSettings(), acl=acl or AclSettings())
-    kit = Kit(store or MemoryStore(), settings, hook, clock=clock, reset=reset)
+    kit = Kit(store or MemoryStore(), settings, hook, clock=clock, reset=reset, keys=keys)
     async with anyio.create_task_group() as group:
         await group.start(kit.service.run)
+        if kit.service.sealing is not None:
+            await group.start(kit.service.sealing.run)
         await kit.register()
         group.start_soon(kit.run_steps)
         group.start_soon(kit.run_claims)

@@ -216,7 +216,7 @@ def test_servers_text_and_a_hint(server: Server, capsys: Captured) -> None:
     err = capsys.readouterr().err
     assert err.splitlines() == [
         "Error deleting volume data: Permission denied",
-        "Hint: a token is given with MOORAGE_TOKEN or -token",
+        "Hint: a token is given with MOORAGE_TOKEN or -token; `moorage acl token self` shows what it is",
     ]
 
 
