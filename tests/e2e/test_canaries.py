@@ -346,3 +346,53 @@ def test_audit_log_of_these_programs_holds(site: Site) -> None:
     assert created["request_id"]
     audit.write_text(audit.read_text().replace('"status":200', '"status":500', 1))
     assert "the chain breaks" in site.cli("audit", "verify", str(audit), code=1)
+
+
+def test_no_token_is_anywhere_but_in_the_answer_that_made_it(fleet: Fleet) -> None:
+    """Tokens, join tokens, nodes' own secrets: known to who got them, and to nobody else."""
+    canaries = Canaries()
+    port = find_port()
+    settings = fleet.place / "inputs" / "moorage.toml"
+    settings.parent.mkdir()
+    settings.write_text('[server]\nlog_level = "debug"\njoin = "token"\n[acl]\nenabled = true\n')
+    words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(fleet.place / "server")]
+    server = fleet._start([*words, "--config", str(settings)], "server", url=f"http://127.0.0.1:{port}")
+
+    def read(method: str, path: str, body: object = None, token: str = "") -> Any:
+        reply = ask(server.url, method, path, body=body, headers={"X-Nomad-Token": token} if token else {})
+        assert reply.status == 200, f"{method} {path}: {reply.status} {reply.text}"
+        return reply.json()
+
+    master = read("PUT", "/v1/acl/bootstrap")["SecretID"]
+    narrow = read("PUT", "/v1/acl/token", {"Name": "n", "Type": "client", "Policies": ["p"]}, master)["SecretID"]
+    joining = read("PUT", "/v1/nodes/join-tokens", {"Note": "one"}, master)["Token"]
+    for name, value in (("management token", master), ("client token", narrow), ("join token", joining)):
+        assert len(value) > 20
+        canaries.add(name, value)
+    agent_settings = fleet.place / "inputs" / "agent.toml"
+    token_file = fleet.place / "inputs" / "join-token"
+    token_file.write_text(joining)
+    token_file.chmod(0o600)
+    agent_settings.write_text(
+        f'[agent]\nserver = "{server.url}"\njoin_token_file = "{token_file}"\nlog_level = "debug"\n'
+    )
+    fleet.start_driver()
+    words = ["agent", "--config", str(agent_settings), "--data-dir", str(fleet.place / "agent")]
+    fleet._start([*words, "--plugin", f"hostpath=unix://{fleet.driver_socket}"], "agent")
+    secret_files = [p for p in (fleet.place / "agent").rglob("*") if p.is_file() and b"moorage-node-" in p.read_bytes()]
+    assert len(secret_files) == 1
+    assert secret_files[0].stat().st_mode & 0o077 == 0
+    canaries.add("node's secret", secret_files[0].read_text().strip())
+    for token in (master, narrow):
+        for path in ("/v1/acl/tokens", "/v1/acl/token/self", "/v1/nodes", "/v1/nodes/join-tokens", "/v1/operator/log"):
+            reply = ask(server.url, "GET", path, headers={"X-Nomad-Token": token})
+            if path != "/v1/acl/token/self":
+                assert canaries.search(reply.body, path) == []
+    bundle = fleet.place / "bundle.tar.gz"
+    environment = os.environ | {"MOORAGE_ADDR": server.url, "MOORAGE_TOKEN": master}
+    program = [sys.executable, "-m", "moorage", "operator", "debug", "-output", str(bundle)]
+    subprocess.run(program, env=environment, check=True, capture_output=True, timeout=50)
+    assert bundle.stat().st_size > 1000
+    found = canaries.search_processes(fleet.find_processes())
+    found += canaries.search_tree(fleet.place, skip=[settings.parent, secret_files[0]])
+    assert found == []

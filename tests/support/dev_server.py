@@ -26,8 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import moorage
+from asking import CANARY
 
+import moorage
+from moorage.testing.canaries import Canaries
+
+LEAK_BYTES_MAX = 64 << 20
 T = TypeVar("T")
 
 READY_S = 30.0
@@ -221,6 +225,7 @@ class Fleet:
         self.place = Path(tempfile.mkdtemp(prefix="moor-", dir="/tmp")).resolve()
         self.identity = identity or Identity()
         self.programs: list[Program] = []
+        self.leaks: list[str] = []
         self._give(self.place)
         self.mounts = self.place / "mnt"
         self.mounts.mkdir()
@@ -307,6 +312,7 @@ class Fleet:
         for program in reversed(self.programs):
             program.clean()
         left = self._wait_gone()
+        self.leaks = find_leaks(self.place)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -330,6 +336,20 @@ class Fleet:
         return left
 
 
+def find_leaks(place: Path) -> list[str]:
+    """Where in what programs wrote below a directory the secret of every volume is; volumes' own data is left out."""
+    canaries = Canaries()
+    canaries.add("of every volume", CANARY)
+    names = ("*.log", "*.out", "*.db*", "*.json", "*.jsonl", "*.calls", "audit.log*")
+    files = {path for name in names for path in place.rglob(name) if path.is_file() and not path.is_symlink()}
+    found: list[str] = []
+    for path in sorted(files):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size <= LEAK_BYTES_MAX:
+                found += [f"{f.place} ({f.form})" for f in canaries.search(path.read_bytes(), str(path))]
+    return found
+
+
 def _make_writable(function: Callable[..., object], path: str, error: object) -> None:
     """Volumes may hold directories without any permission."""
     with contextlib.suppress(OSError):
@@ -350,3 +370,4 @@ def running_fleet(identity: Identity | None = None) -> Iterator[Fleet]:
     left = fleet.close()
     assert not left, f"processes {left} outlived the programs that started them"
     assert not faults, "\n".join(faults)
+    assert not fleet.leaks, f"a secret is in {fleet.leaks}"

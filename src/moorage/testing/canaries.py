@@ -55,6 +55,11 @@ class Canaries:
             self._forms[name] = _list_forms(self._values[name])
         return self._values[name]
 
+    def add(self, name: str, value: str) -> None:
+        """Search for this secret too, which somebody else made."""
+        self._values[name] = value
+        self._forms[name] = _list_forms(value)
+
     def search(self, data: bytes, place: str) -> list[Finding]:
         """The canaries in some bytes, also in what they are compressed of."""
         self.searched_bytes += len(data)
