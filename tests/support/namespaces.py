@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dev_server import wait_until
+from dev_server import find_leaks, wait_until
 
 from moorage.cli.main import main
 
@@ -224,6 +224,7 @@ class Lan:
         self.place = Path(tempfile.mkdtemp(prefix="lan-", dir="/tmp")).resolve()
         self.hosts: list[Host] = []
         self.is_quiet = False
+        self.leaks: list[str] = []
         self.server: Job | None = None
         self.url = f"https://{SWITCH_ADDRESS}:{SERVER_PORT}"
         self.tls = self.place / "tls"
@@ -305,9 +306,10 @@ class Lan:
         return found.stdout
 
     def close(self) -> None:
-        """Switch everything off, show the logs, remove the directory."""
+        """Switch everything off, show the logs, search for the volumes' secret, remove the directory."""
         with contextlib.ExitStack() as ends:
             ends.callback(shutil.rmtree, self.place, ignore_errors=True)
+            ends.callback(lambda: self.leaks.extend(find_leaks(self.place)))
             ends.callback(self._switch.wait)
             ends.callback(self._switch.kill)
             ends.callback(self._asker.shutdown)
@@ -331,6 +333,7 @@ def running_lan() -> Iterator[Lan]:
         yield lan
     finally:
         lan.close()
+    assert not lan.leaks, f"a secret is in {lan.leaks}"
 
 
 def _enter_network(pid: int) -> None:
