@@ -12,6 +12,7 @@ from app_asking import a_body
 from engine_kit import NODE, PLUGIN
 
 from moorage.model.identity import Peer
+from moorage.model.ids import PluginId
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +141,21 @@ async def test_a_token_reaches_no_disk_of_another_namespace() -> None:
         for name, disk in (("tools", mine), ("tools2", mine), ("found", "unknown-disk")):
             body = a_body(name, Namespace="dev", ExternalID=disk, Name=f"{name}-dev")
             assert await acl.status("PUT", "/v1/volumes", body, secret=dev) == 200
+
+
+async def test_a_snapshot_by_another_plugin_reaches_no_disk_either() -> None:
+    async with running_acl() as acl:
+        await make_two(acl)
+        dev = await acl.grant(DEV)
+        other = PluginId("elsewhere")
+        instance = acl.kit.driver.instance(NODE)
+        await acl.kit.service.nodes.report_plugins(NODE, {PLUGIN: instance, other: instance})
+        hidden = a_body("theirs", PluginID=other, ExternalID="disk-7")
+        await acl.read("PUT", "/v1/volumes", hidden)
+        mine = a_body("mine", Namespace="dev", ExternalID="disk-7")
+        assert await acl.status("PUT", "/v1/volumes", mine, secret=dev) == 200
+        body = {"Snapshots": [{"SourceVolumeID": "mine", "PluginID": other, "Name": "s"}]}
+        assert await acl.status("PUT", "/v1/volumes/snapshot?namespace=dev", body, secret=dev) == 403
 
 
 async def test_a_name_that_another_namespace_has_is_refused_without_its_owner() -> None:

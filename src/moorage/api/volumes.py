@@ -122,8 +122,7 @@ def _demand_write(service: Service, access: Access, volume: Volume) -> None:
         held = service.reads.list_namespaces_of_disk(volume.plugin_id, volume.external_id)
         demand(all(access.may_write(namespace) for namespace in held))
     if volume.clone_id:
-        held = service.reads.list_namespaces_of_disk(volume.plugin_id, volume.clone_id)
-        demand(not held or any(access.may(namespace, authorize.READ | authorize.WRITE) for namespace in held))
+        _demand_copy(service, access, volume.plugin_id, volume.clone_id)
 
 
 def _refuse_namespace(access: Access, volume: Volume) -> MoorageError:
@@ -277,9 +276,26 @@ async def create_snapshots(service: Service, request: Request, source_volume_id:
     namespace = _find_namespace(request, body)
     demand(request.access.may_write(namespace))
     asked = [_snapshot_request(s, source_volume_id) for s in body.snapshots or []]
+    for one in asked:
+        _demand_source(service, request.access, namespace, one)
     made = await service.listings.create_snapshots(namespace, asked)
     snapshots = [answers.snapshot_made(m) for m in made] or None
     return json_answer(request, answers.enveloped(0, is_leader_known=False, Snapshots=snapshots), NO_TABLE)
+
+
+def _demand_source(service: Service, access: Access, namespace: str, asked: SnapshotRequest) -> None:
+    """The disk that the snapshot's plugin will be asked for is the caller's to read. Raises Forbidden.
+
+    A request may name another plugin than its volume's, to which the same external ID may mean somebody's disk.
+    """
+    found = service.reads.find_volume(namespace, asked.source_volume_id)
+    if found is not None and asked.plugin_id not in ("", found.record.value.plugin_id):
+        _demand_copy(service, access, asked.plugin_id, found.record.value.external_id)
+
+
+def _demand_copy(service: Service, access: Access, plugin_id: str, external_id: str) -> None:
+    held = service.reads.list_namespaces_of_disk(plugin_id, external_id)
+    demand(not held or any(access.may(namespace, authorize.READ | authorize.WRITE) for namespace in held))
 
 
 def _snapshot_request(body: SnapshotBody | None, source_volume_id: str) -> SnapshotRequest:
