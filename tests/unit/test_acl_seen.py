@@ -233,6 +233,22 @@ async def test_allocations_of_other_namespaces_are_not_there() -> None:
         assert await acl.status("PUT", f"/v1/allocation/{own['ID']}/stop", secret=dev) == 200
 
 
+async def test_holders_of_another_namespace_are_not_named() -> None:
+    """A disk that was registered in two namespaces: who reads one record does not learn who uses the other."""
+    async with running_acl() as acl:
+        await make_two(acl)
+        disk = await external_id(acl, "secret-plan", "default")
+        shared = a_body("shared", Namespace="dev", ExternalID=disk)
+        await acl.read("PUT", "/v1/volumes", shared)
+        use = {"ID": ALLOCATION, "Name": "payroll", "Volumes": [{"Name": "d", "Source": "secret-plan"}]}
+        await acl.read("PUT", "/v1/allocations", {"Allocation": use})
+        dev = await acl.grant(DEV)
+        target = "/v1/volume/csi/shared/why?namespace=dev"
+        told = json.dumps(await acl.read("GET", target, secret=dev))
+        assert not [word for word in (ALLOCATION, "payroll", "secret-plan") if word in told]
+        assert ALLOCATION in json.dumps(await acl.read("GET", target))
+
+
 async def test_pages_of_nodes_are_for_nodes() -> None:
     async with running_acl() as acl:
         for method, page in (("PUT", "register"), ("PUT", "plugins"), ("GET", "steps"), ("GET", "claims")):

@@ -64,7 +64,7 @@ class Why:
         volume = self._find_volume(namespace, volume_id, is_seen)
         if volume is None:
             return None
-        return explain_volume(self._volume_case(volume), now_ns=self._clock.now_ns())
+        return explain_volume(self._volume_case(volume, is_seen), now_ns=self._clock.now_ns())
 
     def explain_allocation(self, allocation_id: str) -> Explanation | None:
         """The allocation, or None."""
@@ -127,7 +127,8 @@ class Why:
         claims = (r.value for r in self._repo.view.claims.of_volume(*volume.key))
         return any(c.wanted == "released" or not isinstance(c.state, Mounted) for c in claims)
 
-    def _volume_case(self, volume: Volume) -> VolumeCase:
+    def _volume_case(self, volume: Volume, is_seen: Callable[[str], bool] | None = None) -> VolumeCase:
+        """``is_seen``: of claims on the same disk by other namespaces, only those of these are told of."""
         view = self._repo.view
         plugin = view.find_plugin(volume.plugin_id)
         same = view.volumes.of_disk(volume.plugin_id, volume.external_id) if volume.external_id else []
@@ -135,7 +136,7 @@ class Why:
         return VolumeCase(
             volume=volume,
             plugin=plugin.value if plugin else None,
-            claims=self._claim_cases(r.value for r in records),
+            claims=self._claim_cases(r.value for r in records if is_seen is None or is_seen(r.value.namespace)),
             queue=self._find_queue(keys.volume_key(*volume.key), volume.progress.next_try_at_ns),
             others=_name_others(volume, [r.value for r in same]),
         )
