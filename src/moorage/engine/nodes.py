@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+import structlog
 
 from moorage.engine.driver_calls import DriverCalls
 from moorage.engine.leases import Leases
@@ -13,7 +14,14 @@ from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
 from moorage.engine.retrying import TRIES_MAX_CROWDED, decide_again
 from moorage.errors import NotFound
-from moorage.model.assignment import ClaimAssignment, ClaimAssignments, NodeRegistered, Report, StepAssignments
+from moorage.model.assignment import (
+    ClaimAssignment,
+    ClaimAssignments,
+    NodeRegistered,
+    Report,
+    StepAssignments,
+    StepReport,
+)
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node, NodeWanted
 from moorage.model.plugin import Instance
@@ -24,6 +32,7 @@ from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
 
+log = structlog.get_logger()
 replace = msgspec.structs.replace
 
 
@@ -162,10 +171,29 @@ class Nodes:
         return tuple(found)
 
     async def report(self, node_id: NodeId, reports: tuple[Report, ...]) -> None:
-        """Fold outcomes; a report on a record that has moved on is dropped. Raises NotFound, StoreUnavailable."""
+        """Fold outcomes; a report on a record that has moved on, or that is not this node's to tell about, is dropped.
+
+        Raises NotFound, StoreUnavailable.
+        """
         self._get_node(node_id)
-        self.driver_calls.note(reports, self._reconciler.assigned)
-        await self._reconciler.outcomes.fold_reports(reports)
+        own = tuple(report for report in reports if self._is_own(node_id, report))
+        if len(own) < len(reports):
+            log.warning("report.foreign", node=node_id, count=len(reports) - len(own))
+        self.driver_calls.note(own, self._reconciler.assigned)
+        await self._reconciler.outcomes.fold_reports(own)
+
+    def _is_own(self, node_id: NodeId, report: Report) -> bool:
+        """Whether the node may tell this: of a mount where it is the claim's node, of a step where it has a controller
+        of the plugin. A record that is gone is nobody's; the report is stale then."""
+        view = self._repo.view
+        if not isinstance(report, StepReport):
+            claim = view.claims.get(report.claim_id)
+            return claim is None or claim.value.node_id == node_id
+        table = view.tables_by_prefix.get(report.key[: report.key.find("/") + 1])
+        found = table.find(report.key) if table is not None else None
+        plugin = view.find_plugin(getattr(found.value, "plugin_id", "")) if found is not None else None
+        instance = plugin.value.instances.get(node_id) if plugin is not None else None
+        return found is None or (instance is not None and instance.controller is not None)
 
     def _get_node(self, node_id: NodeId) -> None:
         found = self._reads.find_node(node_id)
