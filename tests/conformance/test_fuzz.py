@@ -22,6 +22,7 @@ from moorage.api.http import Answer, Request
 from moorage.api.params import find_query
 from moorage.model.claim import Claim, ControllerDetached, NodeDetached
 from moorage.model.volume import READER_MODES
+from moorage.rules.claims import LEAK
 from moorage.state.view import View
 
 RUNS = 100
@@ -70,7 +71,9 @@ def check_records(view: View) -> None:
         volume = view.volumes.get(*claim.volume_key)
         assert volume is not None, f"claim {claim.id} is on a volume that is gone"
         assert volume.value.state == "ready", f"claim {claim.id} is on a volume that is {volume.value.state}"
-        assert view.find_allocation(claim.allocation_id) is not None, f"claim {claim.id} has no allocation"
+        # A claim that only undoes a leaked attachment is nobody's use.
+        is_owned = claim.name == LEAK or view.find_allocation(claim.allocation_id) is not None
+        assert is_owned, f"claim {claim.id} has no allocation"
         assert view.find_node(claim.node_id) is not None, f"claim {claim.id} is on a node that nobody knows"
         assert record.created <= record.modified <= view.revision
         by_disk.setdefault((claim.plugin_id, claim.external_id), []).append(claim)
@@ -123,7 +126,10 @@ class Ledger:
         for volume in (r.value for r in view.volumes):
             if self.owners.setdefault(volume.external_id, volume.key) != volume.key:
                 self.doubled.add(volume.external_id)
-        self.made |= self.recorded & set(self.kit.driver.volumes)
+        at_driver, held = set(self.kit.driver.volumes), {r.value.external_id for r in view.volumes}
+        self.made |= self.recorded & at_driver
+        # Deleted at the driver and gone from the records: who registers that external ID later registers nothing.
+        self.made &= at_driver | held
         check_records(view)
 
     def learn(self, made: Made, answer: Answer) -> None:

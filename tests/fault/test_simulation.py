@@ -68,9 +68,9 @@ def test_seeds_keep_every_promise(start: int) -> None:
         ("freed_by_timer", "no_evidence_no_free", 1),
         ("detach_unasked", "no_detach_while_held", 1),
         ("fresh_names", "intent_first", 1),
-        ("renewed_unclean", "clean_before_ready", 111),
+        ("renewed_unclean", "clean_before_ready", 61),
         ("clean_by_stale_list", "clean_before_ready", 11),
-        ("mounted_untaken", "clean_before_ready", 31),
+        ("mounted_untaken", "clean_before_ready", 101),
         ("controller_changed", "one_in_flight", 1),
     ],
 )
