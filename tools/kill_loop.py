@@ -79,14 +79,14 @@ class Worker(threading.Thread):
             self.counts["uses"] += 1
         check_lines(data, writers)
         self.counts["lines"] += sum(writer.said() for writer in writers)
-        self._until(lambda: self._delete(path), f"{volume_id} is deleted")
+        self._until(lambda: self._delete_volume(path), f"{volume_id} is deleted")
         self.counts["volumes"] += 1
 
     def _create(self, path: str, volume_id: str) -> bool:
         self._ask("PUT", f"{path}/create", describe_volume(volume_id))
         return self._ask("GET", path)[0] == 200
 
-    def _delete(self, path: str) -> bool:
+    def _delete_volume(self, path: str) -> bool:
         self._ask("DELETE", f"{path}/delete")
         return self._ask("GET", path)[0] == 404
 
