@@ -132,6 +132,12 @@ class Worker(threading.Thread):
             self.counts["unanswered"] += 1
             return 0, None
 
+    def _explain(self, what: str) -> str:
+        """What the server says of the volume at the moment."""
+        status, why = self._ask("GET", f"/v1/volume/csi/{what.split()[0]}/why")
+        _, uses = self._ask("GET", "/v1/allocations")
+        return f"; why: {status} {json.dumps(why)[:3000]}; uses: {json.dumps(uses)[:3000]}"
+
     def _until(self, find: Callable[[], Any], what: str) -> Any:
         ends_s = time.monotonic() + STEP_S
         while True:
@@ -139,7 +145,7 @@ class Worker(threading.Thread):
             if found:
                 return found
             if time.monotonic() > ends_s:
-                raise Fault(f"not within {STEP_S:g} s, though only repeating: {what}")
+                raise Fault(f"not within {STEP_S:g} s, though only repeating: {what}{self._explain(what)}")
             time.sleep(0.1)
 
 

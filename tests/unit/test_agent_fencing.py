@@ -77,6 +77,7 @@ async def test_what_was_taken_meanwhile_is_not_mounted_again(world: World) -> No
         await world.until(lambda: not any(world.mounter.mounts.values()))
         world.pages.lost.add(NODE.id)
         claim = world.pages.claims[A].claim
+        world.pages.node_revision += 1
         world.pages.put_claim(replace(claim, wanted="released", state=NodeDetached(evidence="self_fence: over")))
         world.pages.is_down = False
         published = world.driver.names().count("Publish")
