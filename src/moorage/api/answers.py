@@ -13,7 +13,8 @@ from moorage.engine.reads import VolumeRead
 from moorage.model.claim import Allocation, Claim, Mounted, TaskEvent, VolumeRequest
 from moorage.model.snapshot import ExternalVolume, Snapshot
 from moorage.model.times import format_time
-from moorage.model.volume import MountOptions, Topology, TopologyRequest
+from moorage.model.volume import MountOptions, Topology, TopologyRequest, Volume
+from moorage.rules.plugins import Health
 from moorage.rules.registration import REDACTED
 
 Json = dict[str, Any]
@@ -30,14 +31,31 @@ def counters(read: VolumeRead) -> Json:
     return {"CurrentReaders": readers, "CurrentWriters": len(read.claims) - readers}
 
 
-def _volume_common(read: VolumeRead) -> Json:
-    volume, health = read.record.value, read.health
+# A stub's members in five parts, in byte order one after the other: the volume's, its plugin's, and so on. Lists
+# keep their bytes apart (``moorage.api.spelling``).
+
+
+def volume_lead(volume: Volume) -> Json:
+    """A stub's first members: the modes."""
     return {
         "AccessMode": volume.access_mode or volume.shown_access_mode,
         "AttachmentMode": volume.attachment_mode or volume.shown_attachment_mode,
-        "ControllerRequired": health.is_controller_required or volume.controller_required,
+    }
+
+
+def controllers(health: Health, *, is_required: bool) -> Json:
+    """What a volume shows of its plugin's controllers. ``is_required``: by what the volume's record knows."""
+    return {
+        "ControllerRequired": health.is_controller_required or is_required,
         "ControllersExpected": health.controllers_expected,
         "ControllersHealthy": health.controllers_healthy,
+    }
+
+
+def volume_core(read: VolumeRead) -> Json:
+    """A stub's own members in the middle, without the counters."""
+    volume = read.record.value
+    return {
         "CreateIndex": read.record.created,
         "CreateTime": volume.created_at_ns,
         "ExternalID": volume.external_id,
@@ -46,14 +64,35 @@ def _volume_common(read: VolumeRead) -> Json:
         "ModifyTime": volume.modified_at_ns,
         "Name": volume.name,
         "Namespace": volume.namespace,
+    }
+
+
+def plugin_part(health: Health, plugin_id: str, provider: str) -> Json:
+    """What a volume shows of its plugin's nodes and name. ``provider``: as the volume's record knows it."""
+    return {
         "NodesExpected": health.nodes_expected,
         "NodesHealthy": health.nodes_healthy,
-        "PluginID": volume.plugin_id,
-        "Provider": health.provider or volume.provider,
+        "PluginID": plugin_id,
+        "Provider": health.provider or provider,
         "ResourceExhausted": None,
         "Schedulable": health.is_schedulable,
-        "Topologies": [topology_of(t) for t in volume.topologies],
     }
+
+
+def volume_tail(volume: Volume) -> Json:
+    """A stub's last members: the topologies."""
+    return {"Topologies": [topology_of(t) for t in volume.topologies]}
+
+
+def _volume_common(read: VolumeRead) -> Json:
+    volume, health = read.record.value, read.health
+    return (
+        volume_lead(volume)
+        | controllers(health, is_required=volume.controller_required)
+        | volume_core(read)
+        | plugin_part(health, volume.plugin_id, volume.provider)
+        | volume_tail(volume)
+    )
 
 
 def volume(read: VolumeRead) -> Json:

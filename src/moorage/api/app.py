@@ -22,6 +22,7 @@ from moorage.api.metrics import NO_ROUTE, RequestMeter
 from moorage.api.nesting import is_nested_deeper
 from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unrouted, of_wrong_method, refuse
 from moorage.api.routes import ROUTES, Found, Router, Served
+from moorage.api.spelling import JsonSpelling
 from moorage.engine.service import Service
 from moorage.errors import MoorageError
 from moorage.model.audit import AuditSink
@@ -36,6 +37,7 @@ class App:
         self, service: Service, settings: HttpSettings | None = None, *, audit: AuditSink | None = None
     ) -> None:
         self._service = service
+        service.shelf.spell(JsonSpelling())
         self._auditor = Auditor(service, audit) if audit is not None else None
         self._router = Router(ROUTES)
         self._meter = RequestMeter()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -254,32 +254,43 @@ class Door:
     async def _send(
         self, answer: Answer, headers: Mapping[str, str], request_id: str, timing: Timing, *, send: Send
     ) -> None:
-        body = answer.body
-        if len(body) > PIECE_BYTES and self.unsent_bytes + len(body) > self.limits.unsent_bytes_max:
+        size = sum(len(p.data) for p in answer.pieces) if answer.pieces else len(answer.body)
+        if size > PIECE_BYTES and self.unsent_bytes + size > self.limits.unsent_bytes_max:
             text = "answers that their readers do not take fill the server's room for them; ask again later"
             crowd = of_crowd(503, "too_much_unsent", text, self.limits.unsent_bytes_max)
             answer = refuse(headers.get("accept", ""), self._hit("unsent_bytes", crowd))
-            body = answer.body
         out = self._head(answer, headers, request_id)
         coding = _choose_coding(headers)
-        if coding and len(body) >= encoding.BYTES_MIN and "Content-Encoding" not in answer.headers:
-            body = await self.compressor.compress(body, coding)
-            out.append((b"content-encoding", coding.encode()))
+        pieces = await self._find_pieces(answer, coding, out)
+        size = sum(map(len, pieces))
         if answer.status != 204:
-            out.append((b"content-length", str(len(body)).encode()))
+            out.append((b"content-length", str(size).encode()))
         out.append((b"server-timing", timing.header().encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": out})
-        if len(body) <= PIECE_BYTES:
-            await send({"type": "http.response.body", "body": body})
+        if size <= PIECE_BYTES and len(pieces) == 1:
+            await send({"type": "http.response.body", "body": pieces[0]})
             return
-        self.unsent_bytes += len(body)
+        self.unsent_bytes += size
         try:
-            for at in range(0, len(body), PIECE_BYTES):
-                is_last = at + PIECE_BYTES >= len(body)
-                piece = body[at : at + PIECE_BYTES]
-                await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+            parts = [part for piece in pieces for part in _cut(piece)]
+            for number, part in enumerate(parts, start=1):
+                await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
         finally:
-            self.unsent_bytes -= len(body)
+            self.unsent_bytes -= size
+
+    async def _find_pieces(self, answer: Answer, coding: str, out: Headers) -> Sequence[bytes]:
+        """The body's bytes in pieces, in the coding if it is worth it; the header that says so is put to the others."""
+        if answer.pieces:
+            if not coding:
+                return [piece.data for piece in answer.pieces]
+            out.append((b"content-encoding", coding.encode()))
+            return await self.compressor.compress_pieces(answer.pieces, coding)
+        body = answer.body
+        if coding and len(body) >= encoding.BYTES_MIN and "Content-Encoding" not in answer.headers:
+            out.append((b"content-encoding", coding.encode()))
+            compress = self.compressor.compress_kept if answer.is_kept else self.compressor.compress
+            return (await compress(body, coding),)
+        return (body,)
 
     async def _stream(
         self, answer: Answer, headers: Mapping[str, str], request_id: str, *, receive: Receive, send: Send
@@ -316,6 +327,13 @@ class Door:
         if is_whole or self.is_stopping.is_set():
             with anyio.move_on_after(LAST_WORD_S):
                 await send({"type": "http.response.body", "body": pieces.finish(), "more_body": False})
+
+
+def _cut(piece: bytes) -> list[bytes]:
+    """A piece in pieces that a slow reader may keep in the server's buffers."""
+    if len(piece) <= PIECE_BYTES:
+        return [piece]
+    return [piece[at : at + PIECE_BYTES] for at in range(0, len(piece), PIECE_BYTES)]
 
 
 def _choose_coding(headers: Mapping[str, str]) -> str:

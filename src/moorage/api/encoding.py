@@ -8,13 +8,18 @@ Source: RFC 9110 §12.5.3; contract volumes-api §1.8.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import zstandard
 from isal import isal_zlib
+
+from moorage.engine.segments import Packed, Piece
 
 BYTES_MIN = 256
 # Up to here a body is compressed where it stands: about a millisecond.
@@ -22,6 +27,11 @@ INLINE_BYTES_MAX = 256 << 10
 THREADS_MAX = 2
 LEVEL = 1
 ZSTD_LEVEL = 3
+# What compressed forms of bodies that come again may take, together with these.
+KEPT_BYTES_MAX = 8 << 20
+# No name, no time, an unknown system; RFC 1952 §2.3. And a last block without anything: RFC 1951 §3.2.6.
+GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+_LAST_BLOCK = b"\x03\x00"
 # zlib's window sizes, which also name the container: 31 gzip, 15 zlib (what HTTP calls deflate).
 _WBITS = {"gzip": 31, "deflate": 15}
 # In order of choice where a client likes them equally.
@@ -68,12 +78,62 @@ def compress(body: bytes, coding: str) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
+def deflate(data: bytes) -> Packed:
+    """The data so that they can stand in any place of a deflate stream: nothing in them looks back further."""
+    packer = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -15)
+    packed = packer.compress(data) + packer.flush(isal_zlib.Z_FULL_FLUSH)
+    return Packed(bytes(memoryview(packed)), isal_zlib.crc32(data), len(data))
+
+
+def _compress_pieces(pieces: Sequence[Piece], coding: str) -> bytes:
+    packer = Pieces(coding)
+    return b"".join([*(packer.add(piece.data) for piece in pieces), packer.finish()])
+
+
 class Compressor:
     """Compresses whole bodies; large ones in a worker thread, so that the event loop is never held up."""
 
     def __init__(self) -> None:
         self._threads = anyio.CapacityLimiter(THREADS_MAX)
         self.threaded = 0
+        # How many pieces were deflated because nobody had done so before.
+        self.deflated = 0
+        self._kept: dict[tuple[bytes, str], bytes] = {}
+        self._kept_bytes = 0
+
+    async def compress_kept(self, body: bytes, coding: str) -> bytes:
+        """The same for a body that is kept: the same one will come again."""
+        found = self._kept.get((body, coding))
+        if found is None:
+            found = self._kept[body, coding] = await self.compress(body, coding)
+            self._kept_bytes += len(body) + len(found)
+            while self._kept_bytes > KEPT_BYTES_MAX:
+                oldest = next(iter(self._kept))
+                self._kept_bytes -= len(oldest[0]) + len(self._kept.pop(oldest))
+        return found
+
+    async def compress_pieces(self, pieces: Sequence[Piece], coding: str) -> list[bytes]:
+        """A body of pieces in one of CODINGS, in pieces. gzip: one ordinary member, of which each piece's part is kept
+        with the piece."""
+        if coding != "gzip":
+            self.threaded += 1
+            return [await anyio.to_thread.run_sync(_compress_pieces, pieces, coding, limiter=self._threads)]
+        parts = [GZIP_HEAD]
+        checksum = size = fresh = 0
+        for piece in pieces:
+            packed = piece.packed
+            if packed is None:
+                packed = piece.packed = deflate(piece.data)
+                self.deflated += 1
+                fresh += packed.size
+                if fresh > INLINE_BYTES_MAX:
+                    fresh = 0
+                    await anyio.lowlevel.checkpoint()
+            parts.append(packed.data)
+            checksum = isal_zlib.crc32_combine(checksum, packed.crc, packed.size)
+            size += packed.size
+        parts.append(_LAST_BLOCK + struct.pack("<II", checksum, size & 0xFFFFFFFF))
+        return parts
 
     async def compress(self, body: bytes, coding: str) -> bytes:
         """The body in one of CODINGS."""

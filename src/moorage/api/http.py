@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from moorage.engine.segments import Piece
 from moorage.model.acl import Caller
 from moorage.model.identity import Peer
 from moorage.rules.authorize import NOBODY, Access
@@ -51,14 +52,22 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer. ``content_type`` None: none is sent (an empty body).
 
+    ``pieces``: a long body in pieces, which may be those of other answers too; ``body`` is then not looked at.
     ``stream``: writes the body piece by piece, until it ends or is cancelled; ``body`` is then not looked at.
+    ``is_kept``: the body is one of those that are kept for other requests, whose compressed form is worth it too.
     """
 
     status: int = 200
     body: bytes = b""
     content_type: str | None = None
     headers: Mapping[str, str] = {}
+    pieces: tuple[Piece, ...] = ()
     stream: Stream | None = None
+    is_kept: bool = False
+
+    def whole(self) -> bytes:
+        """The body in one, for a caller in the same process."""
+        return b"".join(piece.data for piece in self.pieces) if self.pieces else self.body
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +100,14 @@ def json_answer(request: Request, value: Any, meta: Meta | None = None, **header
     pretty = request.query.get("pretty", "0") != "0"
     found = {**(meta.headers() if meta else {}), **headers}
     return Answer(body=encode(value, pretty=pretty), content_type=JSON, headers=found)
+
+
+def raw_answer(request: Request, body: bytes, meta: Meta, **headers: str) -> Answer:
+    """A 200 with a JSON body that is kept as bytes, indented if the request asks for it."""
+    found = {**meta.headers(), **headers}
+    if request.query.get("pretty", "0") != "0":
+        return Answer(body=msgspec.json.format(body, indent=4) + b"\n", content_type=JSON, headers=found)
+    return Answer(body=body, content_type=JSON, headers=found, is_kept=True)
 
 
 def empty_answer(meta: Meta | None = None) -> Answer:

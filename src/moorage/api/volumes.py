@@ -16,7 +16,7 @@ from moorage.api.bodies import (
     VolumesBody,
     decode,
 )
-from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, text_answer
+from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, raw_answer, text_answer
 from moorage.api.params import (
     ReadOptions,
     check_region,
@@ -66,14 +66,19 @@ async def read_volume(service: Service, request: Request, volume_id: str) -> Ans
 
     topics: tuple[str, ...] = VOLUMES_TOPICS
     is_seen = request.access.chooser(authorize.READ)
-    if options.namespace != ALL_NAMESPACES and reads.find_volume(options.namespace, volume_id) is not None:
+    is_named = options.index and options.namespace != ALL_NAMESPACES
+    if is_named and reads.find_volume(options.namespace, volume_id) is not None:
         topics = service.reads.topics_of_volume(options.namespace, volume_id)
     await wait_for_change(service, options, topics, index)
-    found = reads.find_volume(options.namespace, volume_id, is_seen=is_seen)
     meta = Meta(index=reads.volumes_index)
-    if found is None:
+    if options.namespace == ALL_NAMESPACES:
+        named = reads.find_volume(options.namespace, volume_id, is_seen=is_seen)
+        body = service.shelf.find_whole(*named.record.value.key) if named is not None else None
+    else:
+        body = service.shelf.find_whole(options.namespace, volume_id)
+    if body is None:
         return text_answer(404, "volume not found", meta)
-    return json_answer(request, answers.volume(found), meta)
+    return raw_answer(request, body, meta)
 
 
 # -- writes ----------------------------------------------------------------------------------------------------------

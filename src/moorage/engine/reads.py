@@ -16,9 +16,10 @@ from moorage.model.volume import Volume
 from moorage.rules.plugins import Health, measure_health
 from moorage.rules.volumes import is_shown
 from moorage.state import keys
-from moorage.state.feed import Change
+from moorage.state.feed import Change, Listener
 from moorage.state.repo import Repo
-from moorage.state.view import Record, View
+from moorage.state.view import Record as Record
+from moorage.state.view import View
 
 T = TypeVar("T")
 
@@ -41,11 +42,15 @@ class VolumeRead(msgspec.Struct, frozen=True, kw_only=True):
     allocations: tuple[Record[Allocation], ...] = ()
 
 
-def join_volume(view: View, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
-    """A volume's record with its claims and its plugin's health, as the view has them."""
+def join_volume(
+    view: View, record: Record[Volume], *, with_allocations: bool = False, health: Health | None = None
+) -> VolumeRead:
+    """A volume's record with its claims and its plugin's health, as the view has them, unless the latter is known."""
     volume = record.value
     claims = tuple(r.value for r in view.claims.of_volume(*volume.key))
-    plugin = view.find_plugin(volume.plugin_id)
+    if health is None:
+        plugin = view.find_plugin(volume.plugin_id)
+        health = measure_health(plugin.value if plugin else None)
     allocations = []
     if with_allocations:
         for allocation_id in dict.fromkeys(c.allocation_id for c in claims):
@@ -55,7 +60,7 @@ def join_volume(view: View, record: Record[Volume], *, with_allocations: bool = 
     return VolumeRead(
         record=record,
         claims=claims,
-        health=measure_health(plugin.value if plugin else None),
+        health=health,
         allocations=tuple(allocations),
     )
 
@@ -120,9 +125,19 @@ class Reads:
         found = self._repo.view.volumes.of_disk(PluginId(plugin_id), external_id)
         return {str(r.value.namespace) for r in found}
 
-    def join(self, record: Record[Volume], *, with_allocations: bool = False) -> VolumeRead:
-        """A volume's record with its claims and its plugin's health."""
-        return join_volume(self._repo.view, record, with_allocations=with_allocations)
+    def join(
+        self, record: Record[Volume], *, with_allocations: bool = False, health: Health | None = None
+    ) -> VolumeRead:
+        """A volume's record with its claims and its plugin's health; the latter may be given."""
+        return join_volume(self._repo.view, record, with_allocations=with_allocations, health=health)
+
+    def find_record(self, namespace: str, volume_id: str) -> Record[Volume] | None:
+        """The volume's record, whether clients may see it or not."""
+        return self._repo.view.volumes.get(namespace, volume_id)
+
+    def list_claimed(self, node_id: str) -> set[tuple[str, str]]:
+        """The volumes, by namespace and ID, with a claim on a node whose ID begins like this."""
+        return {r.value.volume_key for r in self._repo.view.claims if r.value.node_id.startswith(node_id)}
 
     def topics_of_volume(self, namespace: str, volume_id: str) -> tuple[str, ...]:
         """What moves a read of one volume: its record, its claims, their allocations."""
@@ -178,6 +193,12 @@ class Reads:
         first = type(self._repo.view.revision)(1)
         found.setdefault(DEFAULT_NAMESPACE, Record(_DEFAULT, first, first))
         return [found[name] for name in sorted(found) if name.startswith(prefix)]
+
+    # -- following ----------------------------------------------------------------------------------------------------
+
+    def follow(self, listener: Listener) -> None:
+        """Call ``listener`` on every change, in the loop turn that applies it. It must not block."""
+        self._repo.feed.subscribe(listener)
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 

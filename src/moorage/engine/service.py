@@ -24,6 +24,7 @@ from moorage.engine.ports import Chance, Clock, EngineSettings, FenceHook, NoRes
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Parts, Reconciler
 from moorage.engine.removals import Removals
+from moorage.engine.shelf import Shelf
 from moorage.engine.volumes import Registrations
 from moorage.engine.why import Why
 from moorage.model.meters import Meters
@@ -55,6 +56,7 @@ class Service:
         self.sealing = sealing
         self.diagnostics = diagnostics or Diagnostics()
         self.reads = Reads(repo)
+        self.shelf = Shelf(self.reads)
         self.identities = Identities(repo, clock=clock, chance=chance, settings=self.settings)
         self.accesses = Accesses(repo, clock, self.settings.acl, identities=self.identities)
         self.acl = AccessControl(repo, clock, chance, accesses=self.accesses, reset=reset or NoReset())
@@ -82,6 +84,8 @@ class Service:
         async with anyio.create_task_group() as group:
             await group.start(self._repo.feed.run)
             await self.events.fill()
+            if self.shelf.is_spelled:
+                group.start_soon(self.shelf.warm)
             await group.start(self.reconciler.run)
             group.start_soon(self.leases.run)
             if self.acl.is_enabled:

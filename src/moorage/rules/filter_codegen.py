@@ -8,7 +8,8 @@ Source: contract volumes-api §5.2, §5.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from moorage.rules.filter_literals import (
     parse_uint,
     quote,
 )
-from moorage.rules.filter_patterns import Pattern
+from moorage.rules.filter_patterns import Pattern, find_plain
 from moorage.rules.filter_runtime import Complaint
 from moorage.rules.filter_types import (
     INT,
@@ -62,6 +63,13 @@ _COERCIONS: Mapping[str, Callable[[str], object]] = {
 }
 
 Predicate = Callable[[Mapping[str, Any]], bool]
+# Of records, the positions to look at, and what makes a record's datum: the positions of those that pass, lazily.
+Select = Callable[[Sequence[Any], Any, Callable[[Any], Mapping[str, Any]]], Iterator[int]]
+# Where a whole datum is read, until it is known how often; no name of ours, so nothing else can be taken for it.
+_WHOLE = "@"
+# Steps that can fail or look at many things: only tests without any may change places.
+_RISKS = re.compile(r"\b(?:_refuse|_refuse_record|_need|_enter|_pick|visits)\b")
+_COSTS = (re.compile(r"\bp[0-9]+\(|_found\("), re.compile(r"\b(?:any|all)\(|@"))
 
 
 class _Spot(msgspec.Struct, frozen=True):
@@ -91,15 +99,30 @@ class Made(msgspec.Struct, frozen=True):
     members: frozenset[str]
 
 
+class Selecting(msgspec.Struct, frozen=True):
+    """A filter compiled to one loop over records, and its source."""
+
+    run: Select
+    source: str
+
+
 def make(node: tree.Node, table: Record) -> Made:
     """Compile a filter's tree for data of one type."""
     return _Generator(node, table).make()
 
 
+def make_select(node: tree.Node, table: Record, direct: Mapping[str, str]) -> Selecting:
+    """Compile a filter's tree to a loop over records. ``direct``: expressions over a record ``r`` and its value ``v``
+    for members of the datum that can be had without making it; only these are read where nothing else is asked for."""
+    return _Generator(node, table, direct).make_select()
+
+
 class _Generator:
-    def __init__(self, node: tree.Node, table: Record) -> None:
+    def __init__(self, node: tree.Node, table: Record, direct: Mapping[str, str] | None = None) -> None:
         self._node = node
         self._table = table
+        self._direct = direct
+        self._root = "d" if direct is None else "r"
         self._names: dict[str, object] = dict(_CALLS)
         self._members: set[str] = set()
         self._loops = 0
@@ -115,9 +138,27 @@ class _Generator:
         run: Any = self._names["test"]
         return Made(run, source, frozenset(self._members))
 
-    def _bind(self, value: object) -> str:
+    def make_select(self) -> Selecting:
+        test = self._node_code(self._node, ())
+        lines = [
+            "def select(records, positions, whole):",
+            " for at in positions:",
+            "  r = records[at]",
+            "  v = r.value",
+        ]
+        if test.count(_WHOLE) > 1:
+            lines.append("  d = whole(r)")
+        if self._has_inner_loops:
+            lines.append("  visits = _visits()")
+        lines += [f"  if {test.replace(_WHOLE, 'd' if test.count(_WHOLE) > 1 else 'whole(r)')}:", "   yield at", ""]
+        source = "\n".join(lines)
+        exec(compile(source, "<filter>", "exec"), self._names)  # the source is ours; see the module's first lines
+        run: Any = self._names["select"]
+        return Selecting(run, source)
+
+    def _bind(self, value: object, kind: str = "c") -> str:
         """A name in the namespace for something the caller wrote."""
-        name = f"c{len(self._names)}"
+        name = f"{kind}{len(self._names)}"
         self._names[name] = value
         return name
 
@@ -130,11 +171,18 @@ class _Generator:
             case tree.Not():
                 return f"(not {self._node_code(node.operand, scope)})"
             case tree.All():
-                return f"({' and '.join(self._node_code(part, scope) for part in node.parts)})"
+                return f"({' and '.join(self._part_codes(node.parts, scope))})"
             case tree.Any():
-                return f"({' or '.join(self._node_code(part, scope) for part in node.parts)})"
+                return f"({' or '.join(self._part_codes(node.parts, scope))})"
             case tree.Collection():
                 return self._collection_code(node, scope)
+
+    def _part_codes(self, parts: Sequence[tree.Node], scope: _Scope) -> list[str]:
+        """Tests joined by one word: the cheap ones first where none of them can fail, else in the caller's order."""
+        codes = [self._node_code(part, scope) for part in parts]
+        if any(_RISKS.search(code) for code in codes):
+            return codes
+        return sorted(codes, key=lambda code: [bool(cost.search(code)) for cost in _COSTS])
 
     def _collection_code(self, node: tree.Collection, scope: _Scope) -> str:
         spot = self._find(node.selector, scope)
@@ -167,7 +215,7 @@ class _Generator:
 
     def _find(self, selector: tree.Selector, scope: _Scope) -> _Spot:
         """The place a selector means: a name of a loop around it, else a member of the datum."""
-        spot, rest = _Spot("d", self._table), selector.path
+        spot, rest = _Spot(self._root, self._table), selector.path
         for name, known in reversed(scope):
             if name == rest[0]:
                 spot, rest = known, rest[1:]
@@ -225,8 +273,10 @@ class _Generator:
         path = full[: position + 1]
         if isinstance(member, MapOf) and member.is_hidden:
             return _Spot("_nothing", member, path, spot.keys)
-        if spot.code == "d":
+        if spot.code == self._root:
             self._members.add(part)
+            if self._direct is not None:
+                return _Spot(self._direct.get(part) or f'{_WHOLE}["{part}"]', member, path, spot.keys)
         # Not the caller's text: a name that the type table has.
         return _Spot(f'{spot.code}["{part}"]', member, path, spot.keys)
 
@@ -315,6 +365,9 @@ class _Generator:
     def _pattern_code(self, spot: _Spot, kind: Kind, text: str) -> str:
         if not isinstance(kind, Scalar) or kind.kind != "string":
             return self._refusal(spot, f"value of type {name_type(kind)} is not convertible to []byte")
+        plain = None if spot.may_miss else find_plain(text)
+        if plain is not None:
+            return f"({plain.code.format(text=self._bind(plain.text), value=spot.code)})"
         try:
             pattern = Pattern(text, self._pattern_share)
         except BadRequest as error:
@@ -322,7 +375,7 @@ class _Generator:
             return self._refusal(spot, finding)
         if spot.may_miss:
             return f"_found({self._bind(pattern)}, {spot.code})"
-        return f"{self._bind(pattern.is_in)}({spot.code})"
+        return f"{self._bind(pattern.is_in, 'p')}({spot.code})"
 
     def _unfit(self, spot: _Spot, operation: str, selector: tree.Selector, *, if_missing: bool = False) -> str:
         """A test that the kind does not have."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import re2  # type: ignore[import-untyped]
 
 from moorage.errors import BadRequest
@@ -31,6 +32,33 @@ _FINDINGS = {
     "no argument for repetition operator": "missing argument to repetition operator",
     "trailing \\": "trailing backslash at end of expression",
 }
+
+
+class Plain(msgspec.Struct, frozen=True):
+    """A pattern that is only a text, at the begin or the end or anywhere: ``code`` compares it by itself."""
+
+    code: str
+    text: str
+
+
+# Characters that stand for themselves in a pattern, one by one or behind a backslash.
+_PLAIN = re.compile(r"(\^?)((?:[A-Za-z0-9 _/:@,=~#%&<>!;\"'-]|\\[.+*?()|\[\]{}^$\\/-])+)(\$?)")
+_ESCAPED = re.compile(r"\\(.)")
+_PLAIN_CODES = {
+    ("", ""): "{text} in {value}",
+    ("^", ""): "{value}.startswith({text})",
+    ("", "$"): "{value}.endswith({text})",
+    ("^", "$"): "{value} == {text}",
+}
+
+
+def find_plain(text: str) -> Plain | None:
+    """A pattern as a plain comparison; None where it takes the engine. Most patterns that people write are such, and
+    comparing texts is some ten times as fast."""
+    found = _PLAIN.fullmatch(text)
+    if found is None:
+        return None
+    return Plain(_PLAIN_CODES[found[1], found[3]], _ESCAPED.sub(r"\1", found[2]))
 
 
 class Pattern:

@@ -199,7 +199,7 @@ def make_handle(app: App, secret: str = "") -> Handle:
             peer=Peer(is_embedded=True),
         )
         answer = await app.answer(request)
-        return ClientAnswer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.body)
+        return ClientAnswer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.whole())
 
     return handle
 

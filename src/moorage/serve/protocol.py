@@ -168,11 +168,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def _find_phase(self) -> _Phase:
         if self._in_message and self._has_head:
             return "body"
-        if self._is_answering():
+        if self.is_answering():
             return "busy"
         return "head" if self._in_message else "idle"
 
-    def _is_answering(self) -> bool:
+    def is_answering(self) -> bool:
         """Whether an answer is owed. (uvicorn's attribute is None before the first request, whatever its type says.)"""
         return bool(self.cycle) and not self.cycle.response_complete
 
@@ -276,7 +276,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _answer(self, status: int, text: str, *, retry: bool = False) -> None:
         """Write an answer of our own, unless one is under way, and close once the client has had time to read it."""
         self._is_over = True
-        if self._is_answering():
+        if self.is_answering():
             is_own = self._in_message and self._has_head and not self.pipeline
             is_begun = self._running is not None and self._running.response_started
             self._disconnect()

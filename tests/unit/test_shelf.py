@@ -1,0 +1,268 @@
+"""The shelf of stubs against lists made the plain way: same bytes, same pages, whatever came, changed and went."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import pytest
+from many_volumes import NODE, PLUGIN, Kit, a_volume, put_volumes, running_kit
+
+from moorage.api import answers
+from moorage.api.encoding import Compressor, compress
+from moorage.api.http import Request, encode
+from moorage.api.params import find_query
+from moorage.engine.kept import ENTRY_BYTES, Kept, KeptBody
+from moorage.engine.segments import ROWS_MAX, Piece, Segments
+from moorage.model.claim import Claim
+from moorage.model.ids import AllocationId, ClaimId, PluginId, Revision
+from moorage.model.volume import Topology, Volume
+from moorage.rules.authorize import Access
+from moorage.state import keys
+from moorage.state.store import Delete, Op, Put
+from moorage.state.view import Record
+
+pytestmark = pytest.mark.anyio
+
+NAMESPACES = ("default", "a", "ops", "zz")
+
+
+async def list_bytes(kit: Kit, query: str, **headers: str) -> tuple[bytes, str]:
+    """A list's body, and the token of the next page."""
+    target = "/v1/volumes"
+    request = Request(
+        method="GET", path=target, parts=("v1", "volumes"), query=find_query(query.encode()), headers=headers
+    )
+    answer = await kit.app.answer(request)
+    assert answer.status == 200, answer.body
+    return answer.whole(), answer.headers.get("X-Nomad-NextToken", "")
+
+
+def list_plainly(kit: Kit, query: dict[str, str]) -> tuple[bytes, str]:
+    """The same made of the records one by one, as it was before there was a shelf."""
+    token = query.get("next_token", "")
+    start = tuple(token.split(".", 1)) if token else None
+    found = kit.service.reads.list_volumes(
+        query.get("namespace", "default"),
+        query.get("prefix", ""),
+        start=start,  # type: ignore[arg-type]
+        is_reversed=query.get("reverse") == "true",
+    )
+    per_page, plugin_id = int(query.get("per_page", 0)), query.get("plugin_id", "")
+    page: list[Any] = []
+    for read in found:
+        volume = read.record.value
+        if plugin_id and volume.plugin_id != plugin_id:
+            continue
+        node_id = query.get("node_id", "")
+        if node_id and not any(c.node_id.startswith(node_id) for c in read.claims):
+            continue
+        if per_page and len(page) == per_page:
+            return encode(page), ".".join(volume.key)
+        page.append(answers.volume_stub(read))
+    return encode(page), ""
+
+
+def a_claim(volume: Volume, number: int) -> Claim:
+    allocation = AllocationId(f"alloc-{number}")
+    return Claim(
+        id=ClaimId(f"{allocation}/data"),
+        allocation_id=allocation,
+        name="data",
+        namespace=volume.namespace,
+        volume_id=volume.id,
+        plugin_id=volume.plugin_id,
+        external_id=volume.external_id,
+        node_id=NODE,
+        external_node_id="n1",
+        read_only=bool(number % 2),
+        access_mode="single-node-writer",
+        attachment_mode="file-system",
+    )
+
+
+async def transact(kit: Kit, *ops: Op) -> None:
+    result = await kit.store.transact((), ops)
+    await kit.repo.feed.reach(result.revision)
+
+
+async def change_at_random(kit: Kit, chance: random.Random, volumes: dict[str, Volume]) -> None:
+    """Put, change or remove a volume or a claim."""
+    records = kit.repo.feed.records
+    number, what = chance.randrange(900), chance.randrange(10)
+    volume = a_volume(
+        number,
+        namespace=chance.choice(NAMESPACES),
+        plugin_id=PluginId(chance.choice((PLUGIN, "other", "gone"))),
+        name=chance.choice(("é", '",{', "x" * 50)),
+    )
+    key = keys.volume_key(volume.namespace, volume.id)
+    if what < 3 and volumes:
+        key = chance.choice(list(volumes))
+        del volumes[key]
+        await transact(kit, Delete(key))
+    elif what == 3 and volumes:
+        claim = a_claim(volumes[chance.choice(list(volumes))], chance.randrange(5))
+        await transact(kit, Put(keys.claim_key(claim.id), records.encode(keys.claim_key(claim.id), claim)))
+    elif what == 4:
+        claim_key = keys.claim_key(a_claim(volume, chance.randrange(5)).id)
+        if kit.repo.view.claims.find(claim_key) is not None:
+            await transact(kit, Delete(claim_key))
+    else:
+        changed = msgspec.structs.replace(
+            volume,
+            state=chance.choice(("ready", "ready", "ready", "absent")),
+            provider=chance.choice(("", "p1")),
+            controller_required=chance.random() < 0.5,
+            topologies=chance.choice(((), (Topology(segments={"ControllerRequired": "z"}),))),
+        )
+        volumes[key] = changed
+        await transact(kit, Put(key, records.encode(key, changed)))
+
+
+def a_query(chance: random.Random, volumes: dict[str, Volume]) -> dict[str, str]:
+    """A list's conditions."""
+    query: dict[str, str] = {"type": "csi", "namespace": chance.choice((*NAMESPACES, "*", "*", "none"))}
+    if chance.random() < 0.4:
+        query["prefix"] = chance.choice(("vol-", "vol-0001", "vol-0002", "w", "", "vol-000300"))
+    if chance.random() < 0.6:
+        query["per_page"] = str(chance.choice((0, 1, 2, 10, 300)))
+    if chance.random() < 0.4 and volumes:
+        volume_id = chance.choice((chance.choice(list(volumes.values())).id, "vol-000500x", "", "zzz"))
+        query["next_token"] = f"{chance.choice(NAMESPACES)}.{volume_id}"
+    if chance.random() < 0.3:
+        query["reverse"] = "true"
+    if chance.random() < 0.2:
+        query["plugin_id"] = chance.choice((PLUGIN, "other", "none"))
+    if chance.random() < 0.1:
+        query["node_id"] = chance.choice((NODE[:4], "f"))
+    return query
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_lists_are_those_made_of_the_records(seed: int) -> None:
+    chance = random.Random(seed)
+    async with running_kit() as kit:
+        await put_volumes(kit, (a_volume(n) for n in range(0, 900, 3)))
+        volumes = {keys.volume_key(a_volume(n).namespace, a_volume(n).id): a_volume(n) for n in range(0, 900, 3)}
+        for turn in range(150):
+            for _ in range(chance.randrange(4)):
+                await change_at_random(kit, chance, volumes)
+            if turn % 40 == 0:
+                instance = kit.driver.instance(NODE)
+                sick = msgspec.structs.replace(instance, healthy=turn % 80 == 0)
+                await kit.service.nodes.report_plugins(NODE, {PLUGIN: sick})
+            query = a_query(chance, volumes)
+            raw = "&".join(f"{name}={quote(value)}" for name, value in query.items())
+            got, expected = await list_bytes(kit, raw), list_plainly(kit, query)
+            assert got[1] == expected[1], query
+            assert json.loads(got[0]) == json.loads(expected[0]), query
+            assert got[0] == expected[0], query
+
+
+async def test_segments_stay_in_order_and_none_is_empty_or_too_long() -> None:
+    chance = random.Random(5)
+    segments, model = Segments(), set()
+    for step in range(6000):
+        volume = a_volume(chance.randrange(3000))
+        if chance.random() < (0.65 if step < 3000 else 0.2):
+            segments.put(Record(volume, Revision(1), Revision(step)))
+            model.add(volume.id)
+        else:
+            segments.drop(volume.id)
+            model.discard(volume.id)
+        if step % 50 == 0:
+            assert [i for s in segments.all for i in s.ids] == sorted(model)
+            assert segments.count == len(model)
+            assert all(1 <= len(s.ids) <= ROWS_MAX for s in segments.all)
+            assert all(len(s.ids) == len(s.records) == len(s.rows) for s in segments.all)
+    assert len(segments.all) <= 2 + len(model) // 50
+
+
+async def test_a_read_shows_every_change_at_once() -> None:
+    async with running_kit() as kit:
+        await put_volumes(kit, map(a_volume, range(3)))
+
+        async def read() -> Any:
+            request = Request(method="GET", path="", parts=("v1", "volume", "csi", "vol-000001"))
+            return json.loads((await kit.app.answer(request)).body)
+
+        assert (await read())["WriteAllocs"] == {}
+        volume = a_volume(1)
+        claim = a_claim(volume, 2)
+        key = keys.claim_key(claim.id)
+        await transact(kit, Put(key, kit.repo.feed.records.encode(key, claim)))
+        assert (await read())["WriteAllocs"] == {claim.allocation_id: None}
+        await transact(kit, Delete(key))
+        assert (await read())["WriteAllocs"] == {}
+        sick = msgspec.structs.replace(kit.driver.instance(NODE), healthy=False)
+        assert (await read())["Schedulable"] is True
+        await kit.service.nodes.report_plugins(NODE, {PLUGIN: sick})
+        assert (await read())["Schedulable"] is False
+        key = keys.volume_key(volume.namespace, volume.id)
+        renamed = msgspec.structs.replace(volume, name="other")
+        await transact(kit, Put(key, kit.repo.feed.records.encode(key, renamed)))
+        assert (await read())["Name"] == "other"
+        await transact(kit, Delete(key))
+        gone = await kit.app.answer(Request(method="GET", path="", parts=("v1", "volume", "csi", "vol-000001")))
+        assert (gone.status, gone.body) == (404, b"volume not found")
+
+
+async def test_kept_bodies_are_for_those_who_see_the_same() -> None:
+    async with running_kit() as kit:
+        await put_volumes(kit, (a_volume(n, namespace=NAMESPACES[n % 4]) for n in range(8)))
+
+        class OnlyOps(Access, frozen=True, kw_only=True):
+            def may(self, namespace: str, any_of: object) -> bool:
+                return namespace in ("ops", "*")
+
+        async def ask(access: Access) -> set[str]:
+            from moorage.api.volume_lists import list_volumes
+
+            request = Request(
+                method="GET", path="", query={"type": "csi", "namespace": "*", "per_page": "50"}, access=access
+            )
+            rows = json.loads((await list_volumes(kit.service, request)).body)
+            return {row["Namespace"] for row in rows}
+
+        for _ in range(2):
+            assert await ask(Access(is_open=True)) == set(NAMESPACES)
+            assert await ask(OnlyOps()) == {"ops"}
+
+
+async def test_long_lists_indented_are_as_an_indented_whole() -> None:
+    async with running_kit() as kit:
+        await put_volumes(kit, map(a_volume, range(700)))
+        plain, _ = await list_bytes(kit, "type=csi")
+        pretty, _ = await list_bytes(kit, "type=csi&pretty")
+        assert len(plain) > 300_000
+        assert pretty == msgspec.json.format(plain, indent=4) + b"\n"
+
+
+async def test_packed_pieces_are_one_ordinary_member() -> None:
+    compressor = Compressor()
+    pieces = [Piece(b"["), Piece(b"x" * 300_000), Piece(bytes(range(256)) * 999), Piece(b""), Piece(b"]")]
+    whole = b"".join(piece.data for piece in pieces)
+    for _ in range(2):
+        packed = b"".join(await compressor.compress_pieces(pieces, "gzip"))
+        assert gzip.decompress(packed) == whole
+        assert len(packed) < len(compress(whole, "gzip")) * 2
+    assert compressor.deflated == len(pieces)
+
+
+def test_kept_bodies_have_a_bound_and_one_stamp() -> None:
+    kept = Kept(bytes_max=4 * (1000 + ENTRY_BYTES))
+    for number in range(10):
+        kept.keep(number, 1, KeptBody(bytes(1000)))
+    assert kept.bytes <= 4 * (1000 + ENTRY_BYTES)
+    assert [n for n in range(10) if kept.find(n, 1) is not None] == [6, 7, 8, 9]
+    assert kept.find(9, 2) is None
+    kept.keep(9, 2, KeptBody(b"new"))
+    assert kept.find(9, 2) == KeptBody(b"new")
+    assert kept.find(8, 2) is None
+    kept.keep("large", 2, KeptBody(bytes(1 << 20)))
+    assert kept.find("large", 2) is None
