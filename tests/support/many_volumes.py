@@ -114,22 +114,25 @@ class Wire(asyncio.Transport):
 class Line:
     """One connection to the server's protocol: bytes in, bytes out."""
 
-    def __init__(self, kit: Kit) -> None:
+    def __init__(self, kit: Kit, *, is_quick: bool = True, book: Connections | None = None) -> None:
         app = kit.app
         config = uvicorn.Config(
             app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False
         )
         config.load()
-        self._book = Connections(app.door.limits, app.door.hits, new_id=app.door.new_id)
+        self.book = book or Connections(app.door.limits, app.door.hits, new_id=app.door.new_id)
         self.wire = Wire()
-        self.protocol = LimitedProtocol(config, ServerState(), {}, book=self._book)
+        self.protocol = LimitedProtocol(
+            config, ServerState(), {}, book=self.book, quick=app.door.quick if is_quick else None
+        )
         self.protocol.connection_made(self.wire)
 
     async def ask(self, target: str, *, method: str = "GET", head: str = "") -> bytes:
         """The bytes of the answer to a request without a body; ``head``: more lines of its head, each with its end."""
         wire = self.wire
         wire.writes.clear()
-        self.protocol.data_received(f"{method} {target} HTTP/1.1\r\nHost: moorage\r\n{head}\r\n".encode())
+        end = "" if "\r\n\r\n" in head and "chunked" not in head else "\r\n"
+        self.protocol.data_received(f"{method} {target} HTTP/1.1\r\nHost: moorage\r\n{head}{end}".encode())
         with anyio.fail_after(30):
             while self.protocol.is_answering() and not wire.is_closed:
                 wire.moved = anyio.Event()

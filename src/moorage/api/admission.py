@@ -17,10 +17,15 @@ from moorage.rules.authorize import NOBODY, demand
 
 def find_secret(request: Request) -> str:
     """The secret that a request bears, or empty. ``X-Nomad-Token`` wins over ``Authorization: Bearer``, good or bad."""
-    given = request.header("x-nomad-token").strip()
+    return find_secret_in(request.header("x-nomad-token"), request.header("authorization"))
+
+
+def find_secret_in(token: str, authorization: str) -> str:
+    """The same from the two headers."""
+    given = token.strip()
     if given:
         return given
-    words = request.header("authorization").split()
+    words = authorization.split()
     return words[1] if len(words) > 1 and words[0].lower() == "bearer" else ""
 
 

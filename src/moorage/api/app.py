@@ -16,10 +16,11 @@ import structlog
 from moorage.api.admission import admit
 from moorage.api.audit import Auditor, Trail
 from moorage.api.door import Door, Receive, Scope, Send
-from moorage.api.http import TEXT, Answer, Request
+from moorage.api.http import TEXT, Answer, Repeat, Request
 from moorage.api.limits import HttpSettings
 from moorage.api.metrics import NO_ROUTE, RequestMeter
 from moorage.api.nesting import is_nested_deeper
+from moorage.api.quick import Quick
 from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unrouted, of_wrong_method, refuse
 from moorage.api.routes import ROUTES, Found, Router, Served
 from moorage.api.spelling import JsonSpelling
@@ -43,6 +44,7 @@ class App:
         self._meter = RequestMeter()
         service.meters.add(self._meter.read)
         self.door = Door(self.answer, settings=settings or HttpSettings(), new_id=service.chance.new_id)
+        self.door.quick = Quick(service, self._meter, self.door.limits, vary=self.door.vary)
 
     @property
     def is_stopping(self) -> anyio.Event:
@@ -111,6 +113,8 @@ class App:
             if again.access is not admitted.access and again.access != admitted.access:
                 now = {name: value for name, value in again.query.items() if name != "index"}
                 answer = await served.handler(service, msgspec.structs.replace(again, query=now), *arguments)
+        if answer.is_kept and "index" not in request.query:
+            return msgspec.structs.replace(answer, repeat=Repeat(found.route.pattern, service.shelf.stamp))
         return answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

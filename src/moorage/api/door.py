@@ -6,7 +6,6 @@ The application behind it is one function, ``answer(request)``.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,9 @@ from moorage.api.cors import Cors
 from moorage.api.http import Answer, Request, Stream
 from moorage.api.limits import Hits, HttpSettings, client_of
 from moorage.api.params import find_query
+from moorage.api.quick import Quick
 from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
+from moorage.api.request_ids import choose_id
 from moorage.api.timing import Timing, timed
 from moorage.model.identity import Peer
 
@@ -41,7 +42,6 @@ PEER = "moorage.peer"
 LAST_WORD_S = 1.0
 # A long body is sent in such pieces, so that a slow reader keeps little in the server's buffers.
 PIECE_BYTES = 256 << 10
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Gone(Exception):
@@ -67,6 +67,12 @@ class Door:
         self.hits: Hits = Hits()
         self.unsent_bytes = 0
         self._waiters: Hits = Hits()
+        self.quick: Quick | None = None
+
+    @property
+    def vary(self) -> bytes:
+        """What every answer says in ``Vary``."""
+        return self._cors.vary
 
     @property
     def waiters(self) -> int:
@@ -78,14 +84,13 @@ class Door:
         if scope["type"] != "http":
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else self.new_id()
+        request_id = choose_id(headers.get("x-request-id", ""), self.new_id)
         with timed() as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
             client = client_of(scope["client"][0]) if scope.get("client") else ""
             try:
                 answer = await self._answer_scope(scope, headers, client, receive)
                 if answer.stream is None:
-                    await self._send(answer, headers, request_id, timing, send=send)
+                    await self._send(answer, headers, request_id, timing, send=send, scope=scope)
                 elif (full := self._find_crowd(client)) is not None:
                     await self._send(refuse(headers.get("accept", ""), full), headers, request_id, timing, send=send)
                 else:
@@ -252,7 +257,14 @@ class Door:
         return out + [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in answer.headers.items()]
 
     async def _send(
-        self, answer: Answer, headers: Mapping[str, str], request_id: str, timing: Timing, *, send: Send
+        self,
+        answer: Answer,
+        headers: Mapping[str, str],
+        request_id: str,
+        timing: Timing,
+        *,
+        send: Send,
+        scope: Scope | None = None,
     ) -> None:
         size = sum(len(p.data) for p in answer.pieces) if answer.pieces else len(answer.body)
         if size > PIECE_BYTES and self.unsent_bytes + size > self.limits.unsent_bytes_max:
@@ -265,6 +277,9 @@ class Door:
         size = sum(map(len, pieces))
         if answer.status != 204:
             out.append((b"content-length", str(size).encode()))
+        if answer.repeat is not None and self.quick is not None and scope is not None:
+            # What comes before is the id and what is the same for every answer.
+            self.quick.keep(scope, headers, out[2:], body=pieces[0], repeat=answer.repeat)
         out.append((b"server-timing", timing.header().encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": out})
         if size <= PIECE_BYTES and len(pieces) == 1:

@@ -9,6 +9,7 @@ Source: RFC 9110 §12.5.3; contract volumes-api §1.8.
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -98,7 +99,7 @@ class Compressor:
         self.threaded = 0
         # How many pieces were deflated because nobody had done so before.
         self.deflated = 0
-        self._kept: dict[tuple[bytes, str], bytes] = {}
+        self._kept: OrderedDict[tuple[bytes, str], bytes] = OrderedDict()
         self._kept_bytes = 0
 
     async def compress_kept(self, body: bytes, coding: str) -> bytes:
@@ -108,8 +109,8 @@ class Compressor:
             found = self._kept[body, coding] = await self.compress(body, coding)
             self._kept_bytes += len(body) + len(found)
             while self._kept_bytes > KEPT_BYTES_MAX:
-                oldest = next(iter(self._kept))
-                self._kept_bytes -= len(oldest[0]) + len(self._kept.pop(oldest))
+                (oldest, _), packed = self._kept.popitem(last=False)
+                self._kept_bytes -= len(oldest) + len(packed)
         return found
 
     async def compress_pieces(self, pieces: Sequence[Piece], coding: str) -> list[bytes]:

@@ -49,6 +49,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.headers.get(name, "")
 
 
+class Repeat(msgspec.Struct, frozen=True):
+    """Whoever asks the same and may do the same gets the same answer, while the stamp of what it shows is this one.
+    ``route``: the pattern of its path."""
+
+    route: str
+    stamp: object
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer. ``content_type`` None: none is sent (an empty body).
 
@@ -64,6 +72,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     pieces: tuple[Piece, ...] = ()
     stream: Stream | None = None
     is_kept: bool = False
+    repeat: Repeat | None = None
 
     def whole(self) -> bytes:
         """The body in one, for a caller in the same process."""

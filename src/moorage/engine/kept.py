@@ -5,6 +5,7 @@ Never: knows what a body shows; its owner gives the stamp that differs when it m
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable
 
 import msgspec
@@ -30,7 +31,7 @@ class Kept:
         self.hits = 0
         self._bytes_max = bytes_max
         self._stamp: Hashable = None
-        self._found: dict[Hashable, KeptBody] = {}
+        self._found: OrderedDict[Hashable, KeptBody] = OrderedDict()
 
     def find(self, key: Hashable, stamp: Hashable) -> KeptBody | None:
         """What is kept under the key, if it is of this stamp."""
@@ -52,4 +53,4 @@ class Kept:
         self._found[key] = kept
         self.bytes += len(kept.body) + ENTRY_BYTES
         while self.bytes > self._bytes_max:
-            self.bytes -= len(self._found.pop(next(iter(self._found))).body) + ENTRY_BYTES
+            self.bytes -= len(self._found.popitem(last=False)[1].body) + ENTRY_BYTES

@@ -79,6 +79,12 @@ class Reads:
         view = self._repo.view
         return max(view.volumes.index, view.claims.index)
 
+    @property
+    def volumes_stamp(self) -> tuple[int, ...]:
+        """The revisions of the last changes to volumes, claims, and what callers may do."""
+        view = self._repo.view
+        return (view.volumes.index, view.claims.index, view.acl_policies.index, view.acl_tokens.index)
+
     def table_index(self, table: str) -> int:
         """The revision of the last change to a table, by its key prefix."""
         return self._repo.view.tables_by_prefix[table].index

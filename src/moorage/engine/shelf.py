@@ -8,6 +8,7 @@ Never: decides who may see what; waits.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -61,7 +62,7 @@ class Shelf:
         self._health: dict[str, Health] = {}
         self._shapes: dict[Shape, Shape] = {}
         self._frames: dict[Shape, tuple[bytes, bytes]] = {}
-        self._wholes: dict[Key, bytes] = {}
+        self._wholes: OrderedDict[Key, bytes] = OrderedDict()
         self._wholes_bytes = 0
         reads.follow(self._note)
 
@@ -80,9 +81,9 @@ class Shelf:
         return self._spelling is not None
 
     @property
-    def stamp(self) -> tuple[int, int]:
-        """Differs whenever an answer about volumes, or the index that it bears, may differ."""
-        return (self.changes, self._reads.volumes_index)
+    def stamp(self) -> tuple[int, ...]:
+        """Differs whenever an answer about volumes, the index that it bears, or who may see it may differ."""
+        return (self.changes, *self._reads.volumes_stamp)
 
     # -- following the feed ------------------------------------------------------------------------------------------
 
@@ -172,7 +173,7 @@ class Shelf:
         found = self._wholes[key] = self._speller.whole(read)
         self._wholes_bytes += len(found)
         while self._wholes_bytes > WHOLES_BYTES_MAX:
-            self._drop_whole(next(iter(self._wholes)))
+            self._wholes_bytes -= len(self._wholes.popitem(last=False)[1])
         return found
 
     def stubs(self, segment: Segment, positions: Sequence[int]) -> bytes:
