@@ -123,7 +123,7 @@ class Line:
         self.book = book or Connections(app.door.limits, app.door.hits, new_id=app.door.new_id)
         self.wire = Wire()
         self.protocol = LimitedProtocol(
-            config, ServerState(), {}, book=self.book, quick=app.door.quick if is_quick else None
+            config, ServerState(), {}, book=self.book, quick=app.quick if is_quick else None
         )
         self.protocol.connection_made(self.wire)
 

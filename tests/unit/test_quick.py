@@ -77,8 +77,7 @@ async def test_both_ways_send_the_same_bytes(target: str) -> None:
                     if not line.wire.is_closed:
                         got = without_chance(await line.ask(target, method=method, head=head))
                         assert got == expected, (method, head)
-        quick = kit.app.door.quick
-        assert quick is not None
+        quick = kit.app.quick
         is_repeatable = re.fullmatch(r"/v1/(volume/csi/vol(-|%2d)000001(\?namespace=\*)?|volumes\?type=csi&.*)", target)
         assert (quick.given > 0) is (is_repeatable is not None)
 
@@ -110,8 +109,7 @@ async def test_every_change_shows_in_the_next_answer() -> None:
         body = json.dumps(use)
         await plain.ask("/v1/allocations", method="PUT", head=f"Content-Length: {len(body)}\r\n\r\n{body}")
         await look()
-        assert kit.app.door.quick is not None
-        assert kit.app.door.quick.given > 10
+        assert kit.app.quick.given > 10
 
 
 def as_bearer(secret: str) -> str:
@@ -142,8 +140,7 @@ async def test_everybody_gets_only_what_they_may_see() -> None:
                 assert await status_of(line, f"{PAGE}&namespace=*", secret) == 403
             assert await status_of(line, f"{READ}?namespace=ops", reader) == 403
             assert await status_of(line, f"{READ}?namespace=ops", operator) == 200
-        assert acl.kit.app.door.quick is not None
-        assert acl.kit.app.door.quick.given > 5
+        assert acl.kit.app.quick.given > 5
 
 
 async def test_a_grant_that_is_taken_away_is_gone_at_once() -> None:
@@ -184,8 +181,7 @@ async def test_one_turn_gives_only_so_many_answers() -> None:
         await put_volumes(kit, map(a_volume, range(3)))
         line = Line(kit)
         await line.ask(READ)
-        quick = kit.app.door.quick
-        assert quick is not None
+        quick = kit.app.quick
         before = quick.given
         line.protocol.data_received(f"GET {READ} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * (QUICK_MAX + 20))
         assert quick.given - before == QUICK_MAX
@@ -233,8 +229,7 @@ async def test_a_connection_in_use_is_not_idle() -> None:
 async def test_what_is_kept_has_a_bound() -> None:
     async with running_kit() as kit:
         await put_volumes(kit, map(a_volume, range(300)))
-        line, quick = Line(kit), kit.app.door.quick
-        assert quick is not None
+        line, quick = Line(kit), kit.app.quick
         for number in range(200):
             await line.ask(f"/v1/volumes?type=csi&per_page=250&x={number}")
             assert quick.bytes <= BYTES_MAX

@@ -8,6 +8,8 @@ with the request's id and answered with 500.
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import anyio
 import msgspec
@@ -30,6 +32,20 @@ from moorage.model.audit import AuditSink
 
 log = structlog.get_logger()
 
+# Reads whose handlers wait for nothing but an ``index``, write nothing and are noted in no audit log.
+_READ_NOW = frozenset(("/v1/volumes", "/v1/volume/csi/:id"))
+
+
+def finish_now(handler: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """What a handler answers without waiting; None, and it is given up, where it would wait. Raises what it raises."""
+    try:
+        handler.send(None)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+    handler.close()
+    return None
+
 
 class App:
     """The HTTP face of a Service."""
@@ -44,7 +60,8 @@ class App:
         self._meter = RequestMeter()
         service.meters.add(self._meter.read)
         self.door = Door(self.answer, settings=settings or HttpSettings(), new_id=service.chance.new_id)
-        self.door.quick = Quick(service, self._meter, self.door.limits, vary=self.door.vary)
+        door = self.door
+        self.quick = Quick(service, self, compress=door.compressor.compress_now, limits=door.limits, vary=door.vary)
 
     @property
     def is_stopping(self) -> anyio.Event:
@@ -65,6 +82,28 @@ class App:
         if self._auditor is not None:
             await self._auditor.note(request, trail, answer)
         return answer
+
+    def answer_now(self, request: Request) -> Answer | None:
+        """The answer to a read of volumes that needs no waiting, is no refusal and may be given again; None for any
+        other, about which nothing has happened yet: it is to go to ``answer``."""
+        began_s = time.perf_counter()
+        found = self._router.find(request.parts)
+        if found is None or found.route.pattern not in _READ_NOW:
+            return None
+        served = found.route.handlers[request.method]
+        try:
+            admitted = admit(self._service, served.grant, request, found.arguments)
+            answer = finish_now(served.handler(self._service, admitted, *found.arguments))
+        except MoorageError:
+            return None
+        if answer is None or not answer.is_kept:
+            return None
+        self.count_now(found.route.pattern, time.perf_counter() - began_s)
+        return msgspec.structs.replace(answer, repeat=Repeat(found.route.pattern, self._service.shelf.stamp))
+
+    def count_now(self, route: str, took_s: float) -> None:
+        """Count a read that was answered at once."""
+        self._meter.note("GET", route, 200, took_s)
 
     def _count(self, request: Request, trail: Trail, answer: Answer, took_s: float) -> None:
         is_waiting = answer.stream is not None or "index" in request.query
@@ -113,8 +152,6 @@ class App:
             if again.access is not admitted.access and again.access != admitted.access:
                 now = {name: value for name, value in again.query.items() if name != "index"}
                 answer = await served.handler(service, msgspec.structs.replace(again, query=now), *arguments)
-        if answer.is_kept and "index" not in request.query:
-            return msgspec.structs.replace(answer, repeat=Repeat(found.route.pattern, service.shelf.stamp))
         return answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import anyio
 import anyio.lowlevel
@@ -21,8 +20,7 @@ from moorage.api import encoding, refusals
 from moorage.api.cors import Cors
 from moorage.api.http import Answer, Request, Stream
 from moorage.api.limits import Hits, HttpSettings, client_of
-from moorage.api.params import find_query
-from moorage.api.quick import Quick
+from moorage.api.params import find_query, split_path
 from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
 from moorage.api.request_ids import choose_id
 from moorage.api.timing import Timing, timed
@@ -67,7 +65,6 @@ class Door:
         self.hits: Hits = Hits()
         self.unsent_bytes = 0
         self._waiters: Hits = Hits()
-        self.quick: Quick | None = None
 
     @property
     def vary(self) -> bytes:
@@ -90,7 +87,7 @@ class Door:
             try:
                 answer = await self._answer_scope(scope, headers, client, receive)
                 if answer.stream is None:
-                    await self._send(answer, headers, request_id, timing, send=send, scope=scope)
+                    await self._send(answer, headers, request_id, timing, send=send)
                 elif (full := self._find_crowd(client)) is not None:
                     await self._send(refuse(headers.get("accept", ""), full), headers, request_id, timing, send=send)
                 else:
@@ -152,7 +149,7 @@ class Door:
         request = Request(
             method=method,
             path=target.decode("latin-1"),
-            parts=tuple(unquote_to_bytes(target).decode("utf-8", "replace").split("/")[1:]),
+            parts=split_path(target),
             query=find_query(query) if query else {},
             raw_query=query,
             headers=headers,
@@ -257,14 +254,7 @@ class Door:
         return out + [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in answer.headers.items()]
 
     async def _send(
-        self,
-        answer: Answer,
-        headers: Mapping[str, str],
-        request_id: str,
-        timing: Timing,
-        *,
-        send: Send,
-        scope: Scope | None = None,
+        self, answer: Answer, headers: Mapping[str, str], request_id: str, timing: Timing, *, send: Send
     ) -> None:
         size = sum(len(p.data) for p in answer.pieces) if answer.pieces else len(answer.body)
         if size > PIECE_BYTES and self.unsent_bytes + size > self.limits.unsent_bytes_max:
@@ -277,9 +267,6 @@ class Door:
         size = sum(map(len, pieces))
         if answer.status != 204:
             out.append((b"content-length", str(size).encode()))
-        if answer.repeat is not None and self.quick is not None and scope is not None:
-            # What comes before is the id and what is the same for every answer.
-            self.quick.keep(scope, headers, out[2:], body=pieces[0], repeat=answer.repeat)
         out.append((b"server-timing", timing.header().encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": out})
         if size <= PIECE_BYTES and len(pieces) == 1:

@@ -104,9 +104,16 @@ class Compressor:
 
     async def compress_kept(self, body: bytes, coding: str) -> bytes:
         """The same for a body that is kept: the same one will come again."""
+        found = self.compress_now(body, coding)
+        return await self.compress(body, coding) if found is None else found
+
+    def compress_now(self, body: bytes, coding: str) -> bytes | None:
+        """The same, where the body stands; None for one that is too large for that."""
+        if len(body) > INLINE_BYTES_MAX:
+            return None
         found = self._kept.get((body, coding))
         if found is None:
-            found = self._kept[body, coding] = await self.compress(body, coding)
+            found = self._kept[body, coding] = compress(body, coding)
             self._kept_bytes += len(body) + len(found)
             while self._kept_bytes > KEPT_BYTES_MAX:
                 (oldest, _), packed = self._kept.popitem(last=False)

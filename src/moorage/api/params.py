@@ -130,6 +130,11 @@ def read_secrets(values: Mapping[str, str]) -> Secrets:
     return Secrets(dict(values))
 
 
+def split_path(path: bytes) -> tuple[str, ...]:
+    """A path's segments, each percent-decoded."""
+    return tuple(unquote_to_bytes(path).decode("utf-8", "replace").split("/")[1:])
+
+
 def find_query(raw: bytes) -> dict[str, str]:
     """First values of a raw query string; a bare name has an empty value, empty pairs are skipped."""
     found: dict[str, str] = {}

@@ -6,7 +6,7 @@ refused when it is registered.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -36,7 +36,7 @@ from moorage.api.grants import Grant
 from moorage.api.http import Answer, Request
 from moorage.engine.service import Service
 
-Handler = Callable[..., Awaitable[Answer]]
+Handler = Callable[..., Coroutine[Any, Any, Answer]]
 
 
 class Served(msgspec.Struct, frozen=True):

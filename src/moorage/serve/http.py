@@ -151,7 +151,7 @@ async def serve_http(
     config = uvicorn.Config(
         app,
         # Called like a class, with the arguments of one.
-        http=bind_book(connections, app.door.quick),  # type: ignore[arg-type]
+        http=bind_book(connections, app.quick),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
