@@ -36,7 +36,7 @@ BLOCK_DEVICE = "block-device"
 ATTACHMENT_MODES = (FILE_SYSTEM, BLOCK_DEVICE)
 
 
-class Secrets(msgspec.Struct, frozen=True):
+class Secrets(msgspec.Struct, frozen=True, gc=False):
     """A set of secrets, text to text, that never prints.
 
     ``values`` is what a driver gets. ``repr`` and ``str`` show ``[REDACTED]``.
@@ -54,14 +54,14 @@ class Secrets(msgspec.Struct, frozen=True):
         return Secrets({**self.values, **other.values}) if other.values else self
 
 
-class Capability(msgspec.Struct, frozen=True, kw_only=True):
+class Capability(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One way a volume may be used: an access mode with an attachment mode."""
 
     access_mode: str = ""
     attachment_mode: str = ""
 
 
-class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
+class MountOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Filesystem type and mount flags; flags are sensitive and redacted in answers. ``None``: none were given."""
 
     fs_type: str = ""
@@ -72,20 +72,20 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
         return f"MountOptions(fs_type={self.fs_type!r}, mount_flags={flags!r})"
 
 
-class Topology(msgspec.Struct, frozen=True, kw_only=True):
+class Topology(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Segments, key to value, that a node or a volume belongs to."""
 
     segments: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class TopologyRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TopologyRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Topologies asked for; a side that was not given is ``None`` and stays ``None`` in answers."""
 
     required: tuple[Topology, ...] | None = None
     preferred: tuple[Topology, ...] | None = None
 
 
-class Fault(msgspec.Struct, frozen=True, kw_only=True):
+class Fault(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What went wrong in the last step.
 
     ``status`` is the gRPC code's name (``NOT_FOUND``) or, for faults before any call, our error code.
@@ -100,7 +100,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int = 0
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class Progress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How far the step in hand has come: tries so far, the last fault, and when the next try is due (ns).
 
     ``unclear`` counts the answers in a row that leave open what the driver did.
@@ -120,7 +120,7 @@ VolumeWanted = Literal["present", "absent"]
 VolumeState = Literal["absent", "ready"]
 
 
-class Volume(msgspec.Struct, frozen=True, kw_only=True):
+class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A volume's record. Sizes in bytes, times in nanoseconds since the epoch."""
 
     id: VolumeId

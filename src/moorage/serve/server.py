@@ -29,6 +29,7 @@ from moorage.log import configure_logging, list_recent
 from moorage.rules.filter import FilterLimits
 from moorage.rules.nodes import FencingSettings
 from moorage.serve.audit_writer import open_audit
+from moorage.serve.collecting import Collector
 from moorage.serve.connections import Connections
 from moorage.serve.hooks import ProgramHook
 from moorage.serve.http import UNIX, address_of, is_local, open_socket, serve_http
@@ -131,21 +132,25 @@ async def open_server(
                 diagnostics=Diagnostics(show_settings(settings), list_recent),
             )
             audited = open_audit(settings.audit, data_dir)
-            async with audited as audit, anyio.create_task_group() as group:
-                app = App(service, choose_http(settings), audit=audit)
-                connections = make_book(app)
-                http, process = HttpMeter(app.door, connections), ProcessMeter(audit)
-                for meter in (http, StoreMeter(store, feed), process):
-                    service.meters.add(meter.read)
-                await group.start(service.run)
-                await group.start(sealing.run)
-                if certificates is not None:
-                    await group.start(certificates.run)
-                context = certificates.context if certificates else None
-                await group.start(partial(serve_http, app, listener, connections, context=context))
-                url = address_of(listener, is_tls=certificates is not None)
-                yield Running(url=url, app=app, service=service, feed=feed)
-                group.cancel_scope.cancel()
+            collector = Collector(lambda: feed.view.count)
+            with collector.open():
+                async with audited as audit, anyio.create_task_group() as group:
+                    app = App(service, choose_http(settings), audit=audit)
+                    connections = make_book(app)
+                    http, process = HttpMeter(app.door, connections), ProcessMeter(audit)
+                    for meter in (http, StoreMeter(store, feed), process):
+                        service.meters.add(meter.read)
+                    await group.start(service.run)
+                    collector.freeze()
+                    group.start_soon(collector.run)
+                    await group.start(sealing.run)
+                    if certificates is not None:
+                        await group.start(certificates.run)
+                    context = certificates.context if certificates else None
+                    await group.start(partial(serve_http, app, listener, connections, context=context))
+                    url = address_of(listener, is_tls=certificates is not None)
+                    yield Running(url=url, app=app, service=service, feed=feed)
+                    group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await store.close()

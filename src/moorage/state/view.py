@@ -40,7 +40,7 @@ Disk = tuple[PluginId, str]
 _LAST = chr(0x10FFFF)
 
 
-class Record(msgspec.Struct, Generic[T], frozen=True):
+class Record(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """A record with the revisions of its creation and of its last change."""
 
     value: T
@@ -279,6 +279,11 @@ class View:
             keys.IDENTITIES: self.identities,
             keys.JOIN_TOKENS: self.join_tokens,
         }
+
+    @property
+    def count(self) -> int:
+        """How many records there are."""
+        return sum(len(table) for table in self.tables_by_prefix.values())
 
     def find_plugin(self, plugin_id: str) -> Record[Plugin] | None:
         """The plugin, or None."""
