@@ -23,8 +23,8 @@ demo: $(STAMP) ## the tour: create, mount, snapshot, restore, expand, delete; en
 	@$(BIN)/python tools/demo.py
 
 check: $(STAMP) ## formatter, linter, types, import contracts (fast; before each commit)
-	@$(BIN)/ruff format --check --quiet src tests tools
-	@$(BIN)/ruff check --quiet src tests tools
+	@$(BIN)/ruff format --check --quiet src tests tools bench
+	@$(BIN)/ruff check --quiet src tests tools bench
 	@$(BIN)/lint-imports --no-logo >/tmp/moorage-imports.$$$$ 2>&1 || { cat /tmp/moorage-imports.$$$$; rm -f /tmp/moorage-imports.$$$$; exit 1; }; rm -f /tmp/moorage-imports.$$$$
 	@$(BIN)/mypy --no-error-summary
 	@echo "check: all good"
@@ -33,8 +33,8 @@ test: $(STAMP) check ## everything the project has
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 format: $(STAMP) ## rewrite the sources in the project's format
-	@$(BIN)/ruff format --quiet src tests tools
-	@$(BIN)/ruff check --fix --quiet src tests tools
+	@$(BIN)/ruff format --quiet src tests tools bench
+	@$(BIN)/ruff check --fix --quiet src tests tools bench
 
 lock: ## write the lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 --group dev pyproject.toml -o $(LOCK)

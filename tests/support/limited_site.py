@@ -26,6 +26,8 @@ class Site:
         self.asked: list[str] = []
         self.door = Door(self.answer, settings=HttpSettings(limits=limits), new_id=lambda: "id")
         self.connections = Connections(limits, self.door.hits, new_id=self.door.new_id)
+        # Nothing here is answered without a task.
+        self.quick = None
         self.port = 0
         self.clients: list[SocketStream] = []
 

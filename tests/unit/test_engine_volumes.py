@@ -342,3 +342,14 @@ async def test_a_create_that_finds_no_room_can_be_given_up() -> None:
             await kit.service.registrations.create([a_volume("web")])
         await kit.service.removals.delete("default", "web", secrets=Secrets())
         assert list(kit.repo.view.volumes) == []
+
+
+async def test_a_driver_is_asked_the_same_once_a_request() -> None:
+    async with running_kit() as kit:
+        created = await kit.service.registrations.create([a_volume("base")])
+        external_id = created.volumes[0].record.value.external_id
+        kit.driver.calls.clear()
+        same = [a_volume(f"v{n}", external_id=external_id, context={"zone": f"z{n % 2}"}) for n in range(40)]
+        await kit.service.registrations.register(same)
+        asked = [call for call in kit.driver.calls if isinstance(call, steps.ValidateVolume)]
+        assert sorted(call.context["zone"] for call in asked) == ["z0", "z1"]

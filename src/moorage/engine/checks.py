@@ -26,6 +26,7 @@ from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 VALIDATIONS_AT_ONCE = 32
+QUESTIONS_COMPARED = 32
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,14 +133,21 @@ class Checks:
 
     async def validate_all(self, volumes: Sequence[Volume]) -> None:
         """Ask the drivers whether they know the volumes and their capabilities; drivers without a controller are not
-        asked. Raises Rejected with the first refusal in the order of the request."""
+        asked, and none is asked the same twice. Raises Rejected with the first refusal in the order of the request."""
+        asked: list[tuple[int, Volume, ValidateVolume]] = []
+        for index, volume in enumerate(volumes):
+            if self.health(volume.plugin_id).is_controller_required:
+                step = _validation_of(volume)
+                # One disk under many names is registered in batches; few questions are worth comparing with each other.
+                if not any(v.plugin_id == volume.plugin_id and s == step for _, v, s in asked[-QUESTIONS_COMPARED:]):
+                    asked.append((index, volume, step))
         refusals: dict[int, MoorageError] = {}
         limiter = anyio.CapacityLimiter(VALIDATIONS_AT_ONCE)
 
-        async def validate(index: int, volume: Volume) -> None:
+        async def validate(index: int, volume: Volume, step: ValidateVolume) -> None:
             async with limiter:
                 try:
-                    refusal = await self._validate(volume)
+                    refusal = await self._validate(volume.plugin_id, step)
                 except MoorageError as error:
                     # Out of a task group it would come as a group, which nobody answers to.
                     refusals[index] = error
@@ -148,22 +156,14 @@ class Checks:
                     refusals[index] = Rejected(refusal, code="driver_refused", volume=volume.id)
 
         async with anyio.create_task_group() as group:
-            for index, volume in enumerate(volumes):
-                if self.health(volume.plugin_id).is_controller_required:
-                    group.start_soon(validate, index, volume)
+            for index, volume, step in asked:
+                group.start_soon(validate, index, volume, step)
         if refusals:
             raise refusals[min(refusals)]
 
-    async def _validate(self, volume: Volume) -> str | None:
-        step = ValidateVolume(
-            external_id=volume.external_id or volume.id,
-            capabilities=volume.capabilities or (),
-            context=volume.context,
-            parameters=volume.parameters,
-            secrets=volume.secrets,
-        )
-        serial = f"volume/{volume.plugin_id}/{step.external_id}"
-        outcome = await self._operations.run(volume.plugin_id, step, serial_key=serial)
+    async def _validate(self, plugin_id: PluginId, step: ValidateVolume) -> str | None:
+        serial = f"volume/{plugin_id}/{step.external_id}"
+        outcome = await self._operations.run(plugin_id, step, serial_key=serial)
         return explain(step, outcome.fault) if isinstance(outcome, Failed) else None
 
     def get_volume(self, namespace: str, volume_id: str) -> VolumeRead:
@@ -215,6 +215,16 @@ class Checks:
             zero = type(self._repo.view.revision)(0)
             reads.append(self._reads.join(found or Record(volume, zero, zero), with_allocations=True))
         return Written(volumes=tuple(reads), revision=revision, warnings=warnings)
+
+
+def _validation_of(volume: Volume) -> ValidateVolume:
+    return ValidateVolume(
+        external_id=volume.external_id or volume.id,
+        capabilities=volume.capabilities or (),
+        context=volume.context,
+        parameters=volume.parameters,
+        secrets=volume.secrets,
+    )
 
 
 def no_namespace(volume: Volume) -> NotFound:
