@@ -6,8 +6,9 @@ STAMP := $(VENV)/.ready
 LOCK := requirements/dev.txt
 PROTO := src/moorage/csi/proto
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
 
-.PHONY: demo test check docs format help lock proto setup clean
+.PHONY: demo test bench bench-micro check docs format help lock proto setup clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -31,6 +32,12 @@ check: $(STAMP) ## formatter, linter, types, import contracts (fast; before each
 
 test: $(STAMP) check ## everything the project has
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(STAMP) ## a fresh `moorage dev` at work, beside a peer's figures (about a minute; needs two free cores to mean much)
+	@$(BIN)/python bench/load.py $(BENCH_FLAGS)
+
+bench-micro: $(STAMP) ## hot paths one by one, with pyperf (some minutes)
+	@$(BIN)/python bench/micro.py $(BENCH_FLAGS)
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	@$(BIN)/ruff format --quiet src tests tools bench

@@ -1,4 +1,4 @@
-"""A server that answers all requests with the same bytes: what loop, kernel and client cost without a server of ours."""
+"""A server that answers all requests with the same bytes: what loop, kernel and client cost without ours."""
 
 from __future__ import annotations
 

@@ -128,8 +128,7 @@ class Reads:
 
     def list_namespaces_of_disk(self, plugin_id: str, external_id: str) -> set[str]:
         """The namespaces in which a disk is registered; none for one that nobody has registered."""
-        found = self._repo.view.volumes.of_disk(PluginId(plugin_id), external_id)
-        return {str(r.value.namespace) for r in found}
+        return set(self._repo.view.volumes.count_disk(PluginId(plugin_id), external_id).by_namespace)
 
     def join(
         self, record: Record[Volume], *, with_allocations: bool = False, health: Health | None = None

@@ -106,25 +106,26 @@ class Registrations:
         A deletion is refused while there are two records, so only the one record of a disk has to be touched.
         """
         for volume in volumes:
-            others = self._repo.view.volumes.of_disk(volume.plugin_id, volume.external_id)
-            if any(r.value.wanted == "absent" for r in others):
+            others = self._repo.view.volumes.count_disk(volume.plugin_id, volume.external_id)
+            if others.leaving:
                 text = f'external ID "{volume.external_id}" of volume "{volume.id}" is being deleted'
                 raise Conflict(text, code="busy", volume=volume.id)
-            if len(others) == 1:
-                key = keys.volume_key(*others[0].value.key)
-                if key not in write.ops:
-                    write.put(key, others[0].value, revision=others[0].modified)
+            if others.count == 1:
+                key = next(others.keys())
+                other = self._repo.view.volumes.find(key)
+                if other is not None and key not in write.ops:
+                    write.put(key, other.value, revision=other.modified)
 
     def _warn_doubles(self, volumes: Sequence[Volume]) -> str:
         """What is odd about a register: a disk with a record already. Bounded: it goes into a header."""
         view = self._repo.view
         texts: list[str] = []
         for volume in volumes:
-            others = view.volumes.of_disk(volume.plugin_id, volume.external_id)
-            if others and len(texts) < WARNINGS_MAX:
-                named = [r.value.id for r in others if r.value.namespace == volume.namespace]
-                first = f'"{named[0]}"' if named else "a volume of another namespace"
-                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            others = view.volumes.count_disk(volume.plugin_id, volume.external_id)
+            if others.count and len(texts) < WARNINGS_MAX:
+                named = view.volumes.find(next(iter(others.by_namespace.get(volume.namespace, ())), ""))
+                first = f'"{named.value.id}"' if named is not None else "a volume of another namespace"
+                more = f" and {others.count - 1} more" if others.count > 1 else ""
                 texts.append(
                     f'external ID "{volume.external_id}" of volume "{volume.id}" is registered already as '
                     f"{first}{more}: claims on all records of that disk are admitted together"

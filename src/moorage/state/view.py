@@ -98,13 +98,49 @@ class Table(Generic[T]):
         """Take out of the indexes of a sub-class."""
 
 
+class DiskRecords:
+    """The records of one disk, counted so that none of them has to be looked at: ``leaving`` is how many are on their
+    way out; ``by_namespace`` has the store keys of each namespace, the oldest first."""
+
+    __slots__ = ("by_namespace", "count", "leaving")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.leaving = 0
+        self.by_namespace: dict[str, dict[str, None]] = {}
+
+    def add(self, key: str, value: Volume) -> None:
+        """Take a record in."""
+        self.count += 1
+        self.leaving += value.wanted == "absent"
+        self.by_namespace.setdefault(value.namespace, {})[key] = None
+
+    def remove(self, key: str, value: Volume) -> None:
+        """Let go of one that was taken in with this value."""
+        self.count -= 1
+        self.leaving -= value.wanted == "absent"
+        of_namespace = self.by_namespace[value.namespace]
+        del of_namespace[key]
+        if not of_namespace:
+            del self.by_namespace[value.namespace]
+
+    def keys(self) -> Iterator[str]:
+        """The store keys."""
+        for of_namespace in self.by_namespace.values():
+            yield from of_namespace
+
+
+NO_RECORDS = DiskRecords()
+
+
 class Volumes(Table[Volume]):
     """Volumes, in order of (namespace, id), and by disk."""
 
     def __init__(self) -> None:
         super().__init__()
         self._order: SortedKeyList = SortedKeyList(key=lambda pair: pair)
-        self._by_disk: dict[Disk, set[str]] = {}
+        # Nearly every disk has one record: then this is its key alone.
+        self._by_disk: dict[Disk, str | DiskRecords] = {}
 
     def get(self, namespace: str, volume_id: str) -> Record[Volume] | None:
         """The volume of that identity, whatever its state, or None."""
@@ -135,16 +171,45 @@ class Volumes(Table[Volume]):
 
     def of_disk(self, plugin_id: PluginId, external_id: str) -> list[Record[Volume]]:
         """All records of one disk: usually one, more when it was registered twice."""
-        return [self._records[k] for k in self._by_disk.get((plugin_id, external_id), ())]
+        found = self._by_disk.get((plugin_id, external_id))
+        if found is None:
+            return []
+        return [self._records[k] for k in ((found,) if isinstance(found, str) else found.keys())]
+
+    def count_disk(self, plugin_id: PluginId, external_id: str) -> DiskRecords:
+        """The same counted, however many there are. Not to be kept or changed."""
+        found = self._by_disk.get((plugin_id, external_id))
+        if not isinstance(found, str):
+            return found or NO_RECORDS
+        alone = DiskRecords()
+        alone.add(found, self._records[found].value)
+        return alone
 
     def _learn(self, key: str, value: Volume) -> None:
         self._order.add((value.namespace, value.id))
-        if value.external_id:
-            self._by_disk.setdefault((value.plugin_id, value.external_id), set()).add(key)
+        if not value.external_id:
+            return
+        disk = (value.plugin_id, value.external_id)
+        found = self._by_disk.get(disk)
+        if found is None:
+            self._by_disk[disk] = key
+            return
+        if isinstance(found, str):
+            first, found = found, DiskRecords()
+            found.add(first, self._records[first].value)
+            self._by_disk[disk] = found
+        found.add(key, value)
 
     def _forget(self, key: str, value: Volume) -> None:
         self._order.remove((value.namespace, value.id))
-        _discard(self._by_disk, (value.plugin_id, value.external_id), key)
+        disk = (value.plugin_id, value.external_id)
+        found = self._by_disk.get(disk)
+        if found == key:
+            del self._by_disk[disk]
+        elif isinstance(found, DiskRecords):
+            found.remove(key, value)
+            if found.count == 1:
+                self._by_disk[disk] = next(found.keys())
 
 
 class Claims(Table[Claim]):
