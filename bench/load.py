@@ -77,10 +77,10 @@ class Server:
         """CPU seconds of the server's process, without its driver's."""
         return cpu_of(self.process.pid)
 
-    def memory_mb(self) -> int:
-        """Resident memory of the server and its children, in MiB."""
+    def memory_mb(self, *, is_all: bool = False) -> int:
+        """Resident memory of the server's process, which is its agent's too; with its children's (the driver's)."""
         total = 0
-        for pid in (self.process.pid, *_children(self.process.pid)):
+        for pid in (self.process.pid, *(_children(self.process.pid) if is_all else ())):
             found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
             total += int(found[1]) if found else 0
         return total // 1024
@@ -154,7 +154,7 @@ class Bench:
         took_s = time.perf_counter() - began_s
         cpu_us = (self.server.cpu_s() - cpu_s) / self.volumes * 1e6
         self.figures["register_batched"] = {"per_s": round(self.volumes / took_s), "cpu_us": round(cpu_us, 1)}
-        self.figures["memory"] = {"mb": self.server.memory_mb()}
+        self.figures["memory"] = {"mb": self.server.memory_mb(), "with_driver_mb": self.server.memory_mb(is_all=True)}
         print(f"loaded: {self.figures}", file=sys.stderr, flush=True)
 
     def _member(self, number: int) -> dict[str, object]:

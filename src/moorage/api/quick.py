@@ -9,6 +9,7 @@ What the door does for each request is done here too: limits, request ids, timin
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -94,6 +95,7 @@ class Quick:
         self._head_bytes_max = min(limits.header_bytes_max, limits.target_bytes_max)
         self._vary = vary
         self._log: Any = structlog.get_logger().bind()
+        self._is_debugging = bool(self._log.is_enabled_for(logging.DEBUG))
         self._stamp: object = None
         self._entries: OrderedDict[bytes, dict[_For, Entry]] = OrderedDict()
 
@@ -127,15 +129,16 @@ class Quick:
             self._app.count_now(entry.route, time.perf_counter() - began_s)
         request_id = choose_id(given.get(b"x-request-id", ""), self._service.chance.new_id)
         took_s = time.perf_counter() - began_s
-        self._log.debug(
-            "request.answered",
-            method="GET",
-            path=target.partition(b"?")[0].decode("latin-1")[:200],
-            status=200,
-            client=client,
-            took_s=round(took_s, 6),
-            request_id=request_id,
-        )
+        if self._is_debugging:
+            self._log.debug(
+                "request.answered",
+                method="GET",
+                path=target.partition(b"?")[0].decode("latin-1")[:200],
+                status=200,
+                client=client,
+                took_s=round(took_s, 6),
+                request_id=request_id,
+            )
         lines = b"".join([b"%s: %s\r\n" % line for line in first])
         return b"HTTP/1.1 200 OK\r\n%svary: %s\r\nx-request-id: %s\r\n%sserver-timing: total;dur=%.2f\r\n\r\n%s" % (
             lines,

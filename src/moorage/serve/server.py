@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -61,12 +61,19 @@ class RealClock:
         return time.monotonic_ns()
 
 
+# Of the 128 bits of a UUID, those that are random, and those that say version 4 of the usual kind: RFC 9562 §5.4.
+_RANDOM_BITS = ~((0xF000 << 64) | (0xC0 << 56))
+_VERSION_BITS = (0x4000 << 64) | (0x80 << 56)
+
+
 class RealChance:
     """The host's randomness."""
 
     def new_id(self) -> str:
         """A random UUID."""
-        return str(uuid.uuid4())
+        # Twice as fast as by way of an object, and every request takes one.
+        text = f"{int.from_bytes(os.urandom(16)) & _RANDOM_BITS | _VERSION_BITS:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def jitter(self) -> float:
         """A number in [0, 1)."""
