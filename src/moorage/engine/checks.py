@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import anyio
 import msgspec
@@ -10,11 +12,12 @@ import msgspec
 from moorage.engine.operations import Operations
 from moorage.engine.ports import EngineSettings
 from moorage.engine.reads import Reads, VolumeRead
+from moorage.engine.sharing import Sharing
 from moorage.errors import Conflict, DeadlineExceeded, MoorageError, NotFound, PluginUnavailable, Rejected, Unavailable
 from moorage.model.ids import DEFAULT_NAMESPACE, PluginId
 from moorage.model.namespace import Namespace
 from moorage.model.plugin import Plugin
-from moorage.model.steps import Failed, ValidateVolume
+from moorage.model.steps import Failed, Outcome, ValidateVolume
 from moorage.model.volume import Volume
 from moorage.rules.allocations import is_terminal
 from moorage.rules.explanations import explain
@@ -45,6 +48,7 @@ class Checks:
         self._reads = reads
         self._operations = operations
         self._settings = settings
+        self._validations: Sharing[Outcome] = Sharing()
 
     def check_request(self, volumes: Sequence[Volume]) -> None:
         """There is at least one volume, and each one's fields are sound. Raises Rejected."""
@@ -163,7 +167,10 @@ class Checks:
 
     async def _validate(self, plugin_id: PluginId, step: ValidateVolume) -> str | None:
         serial = f"volume/{plugin_id}/{step.external_id}"
-        outcome = await self._operations.run(plugin_id, step, serial_key=serial)
+        # A question may hold secrets: of what is kept to compare it with others, only a hash is.
+        question = hashlib.blake2b(msgspec.json.encode(step)).digest()
+        run = partial(self._operations.run, plugin_id, step, serial_key=serial)
+        outcome = await self._validations.ask((plugin_id, question), run)
         return explain(step, outcome.fault) if isinstance(outcome, Failed) else None
 
     def get_volume(self, namespace: str, volume_id: str) -> VolumeRead:

@@ -1,0 +1,71 @@
+"""One question to a driver for all who ask the same at the same time.
+
+Whoever asks joins the round that has not begun; rounds of one question come one after the other. So every answer is of
+a call that began after it was asked for, and never are more than two calls owed, however many ask.
+Only for calls that change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+import anyio
+
+from moorage.errors import MoorageError
+
+T = TypeVar("T")
+
+
+class _Round(Generic[T]):
+    __slots__ = ("answer", "error", "is_over")
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.answer: T | None = None
+        self.error: MoorageError | None = None
+
+
+class _Question(Generic[T]):
+    __slots__ = ("asking", "lock", "next_round")
+
+    def __init__(self) -> None:
+        self.asking = 0
+        self.lock = anyio.Lock()
+        self.next_round: _Round[T] = _Round()
+
+
+class Sharing(Generic[T]):
+    """Questions under way."""
+
+    def __init__(self) -> None:
+        self._questions: dict[Hashable, _Question[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    async def ask(self, question: Hashable, call: Callable[[], Awaitable[T]]) -> T:
+        """What ``call`` answers, made by this caller or by another one who asks the same. Raises what it raises.
+
+        One that is cancelled in the middle of its call leaves it to the next of its round.
+        """
+        found = self._questions.setdefault(question, _Question())
+        found.asking += 1
+        mine = found.next_round
+        try:
+            async with found.lock:
+                if not mine.is_over:
+                    if found.next_round is mine:
+                        found.next_round = _Round()
+                    try:
+                        mine.answer = await call()
+                    except MoorageError as error:
+                        mine.error = error
+                    mine.is_over = True
+        finally:
+            found.asking -= 1
+            if not found.asking:
+                del self._questions[question]
+        if mine.error is not None:
+            raise mine.error
+        return mine.answer  # type: ignore[return-value]  # there is one: the round is over and has no error
