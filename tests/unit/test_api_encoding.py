@@ -13,6 +13,7 @@ from asgi_asking import Exchange, exchange, make_door
 from engine_kit import running_kit
 
 from moorage.api import encoding
+from moorage.api.door import PIECE_BYTES, _gather
 from moorage.api.encoding import BYTES_MIN, INLINE_BYTES_MAX, Compressor, Pieces, choose_coding
 from moorage.api.http import JSON, Answer, Write
 
@@ -150,3 +151,14 @@ async def test_streams_are_compressed_piece_by_piece() -> None:
         assert _unpack_begun(pieces[0] + pieces[1], "gzip") == b"one\ntwo\n"
         made.leave()
     assert not made.is_whole
+
+
+def test_small_pieces_are_sent_together_and_long_ones_as_they_are() -> None:
+    long = bytes(PIECE_BYTES + 5)
+    pieces = [b"[", *[b"x" * 5000] * 100, long, b"y", long, b"]"]
+    gathered = _gather(pieces)
+    assert b"".join(gathered) == b"".join(pieces)
+    assert len(gathered) == 2 + 1 + 1 + 1 + 1
+    assert max(len(piece) for piece in gathered if piece is not long) <= PIECE_BYTES
+    assert sum(piece is long for piece in gathered) == 2
+    assert _gather([]) == []
