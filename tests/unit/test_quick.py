@@ -158,6 +158,14 @@ async def test_a_grant_that_is_taken_away_is_gone_at_once() -> None:
         assert await status_of(line, READ, token["SecretID"]) == 403
 
 
+async def until_answers(line: Line, count: int) -> None:
+    """Return once so many answers were written."""
+    with anyio.fail_after(10):
+        while b"".join(line.wire.writes).count(b"HTTP/1.1 200") < count:
+            line.wire.moved = anyio.Event()
+            await line.wire.moved.wait()
+
+
 async def test_requests_in_one_go_are_answered_in_order() -> None:
     async with running_kit() as kit:
         await put_volumes(kit, map(a_volume, range(60)))
@@ -168,10 +176,7 @@ async def test_requests_in_one_go_are_answered_in_order() -> None:
         data = b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target.encode() for target in targets)
         line.wire.writes.clear()
         line.protocol.data_received(data)
-        with anyio.fail_after(10):
-            while b"".join(line.wire.writes).count(b"HTTP/1.1 200") < len(targets):
-                line.wire.moved = anyio.Event()
-                await line.wire.moved.wait()
+        await until_answers(line, len(targets))
         found = re.findall(rb'"ID":"(vol-\d+)"', b"".join(line.wire.writes))
         assert [name.decode() for name in found] == [target[-10:] for target in targets]
 
@@ -185,10 +190,7 @@ async def test_one_turn_gives_only_so_many_answers() -> None:
         before = quick.given
         line.protocol.data_received(f"GET {READ} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * (QUICK_MAX + 20))
         assert quick.given - before == QUICK_MAX
-        with anyio.fail_after(10):
-            while line.protocol.is_answering():
-                line.wire.moved = anyio.Event()
-                await line.wire.moved.wait()
+        await until_answers(line, QUICK_MAX + 21)
 
 
 async def test_a_reader_that_takes_nothing_is_not_written_to_without_end() -> None:
@@ -202,10 +204,7 @@ async def test_a_reader_that_takes_nothing_is_not_written_to_without_end() -> No
         await anyio.wait_all_tasks_blocked()
         assert line.wire.writes == []
         line.protocol.resume_writing()
-        with anyio.fail_after(10):
-            while b"".join(line.wire.writes).count(b"HTTP/1.1 200") < 5:
-                line.wire.moved = anyio.Event()
-                await line.wire.moved.wait()
+        await until_answers(line, 5)
 
 
 async def test_a_connection_in_use_is_not_idle() -> None:
@@ -234,3 +233,20 @@ async def test_what_is_kept_has_a_bound() -> None:
             await line.ask(f"/v1/volumes?type=csi&per_page=250&x={number}")
             assert quick.bytes <= BYTES_MAX
         assert quick.bytes > BYTES_MAX // 2
+
+
+async def test_both_ways_are_counted_alike() -> None:
+    async with running_kit() as kit:
+        await put_volumes(kit, map(a_volume, range(3)))
+
+        def count() -> dict[tuple[str, ...], float]:
+            found = [s for s in kit.service.meters.read() if s.name == "moorage_http_requests_total"]
+            return {s.labels: s.value for s in found if isinstance(s.value, int)}
+
+        for is_quick, expected in ((False, 3), (True, 6)):
+            line = Line(kit, is_quick=is_quick)
+            for _ in range(3):
+                await line.ask(READ)
+            assert count()["GET", "/v1/volume/csi/:id", "200"] == expected
+            await line.ask("/v1/volume/csi/none")
+        assert count()["GET", "/v1/volume/csi/:id", "404"] == 2
