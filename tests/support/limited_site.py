@@ -12,6 +12,7 @@ from anyio.abc import SocketStream
 from moorage.api.door import Door, Receive, Scope, Send
 from moorage.api.http import Answer, Request
 from moorage.api.limits import HttpSettings, Limits
+from moorage.api.once import Once
 from moorage.serve.connections import Connections
 from moorage.serve.http import open_socket, serve_http
 
@@ -32,7 +33,7 @@ class Site:
         self.clients: list[SocketStream] = []
 
     @property
-    def is_stopping(self) -> anyio.Event:
+    def is_stopping(self) -> Once:
         return self.door.is_stopping
 
     async def answer(self, request: Request) -> Answer:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-import anyio
 import msgspec
 import structlog
 
@@ -22,6 +21,7 @@ from moorage.api.http import TEXT, Answer, Repeat, Request
 from moorage.api.limits import HttpSettings
 from moorage.api.metrics import NO_ROUTE, RequestMeter
 from moorage.api.nesting import is_nested_deeper
+from moorage.api.once import Once
 from moorage.api.quick import Quick
 from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unrouted, of_wrong_method, refuse
 from moorage.api.routes import ROUTES, Found, Router, Served
@@ -64,7 +64,7 @@ class App:
         self.quick = Quick(service, self, compress=door.compressor.compress_now, limits=door.limits, vary=door.vary)
 
     @property
-    def is_stopping(self) -> anyio.Event:
+    def is_stopping(self) -> Once:
         """Set when the server stops: requests that wait are answered, streams end."""
         return self.door.is_stopping
 

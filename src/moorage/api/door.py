@@ -20,6 +20,7 @@ from moorage.api import encoding, refusals
 from moorage.api.cors import Cors
 from moorage.api.http import Answer, Request, Stream
 from moorage.api.limits import Hits, HttpSettings, client_of
+from moorage.api.once import Once
 from moorage.api.params import find_query, split_path
 from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
 from moorage.api.request_ids import choose_id
@@ -35,6 +36,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 # Where in a scope's state the server puts what the connection shows of the client.
 PEER = "moorage.peer"
+# And what happens when the client leaves.
+LEAVING = "moorage.leaving"
 
 # How long the last bytes of a stream may take once the server stops.
 LAST_WORD_S = 1.0
@@ -62,7 +65,7 @@ class Door:
         self.new_id = new_id
         self._cors = Cors(settings)
         self.compressor = encoding.Compressor()
-        self.is_stopping = anyio.Event()
+        self.is_stopping = Once()
         self.hits: Hits = Hits()
         self.unsent_bytes = 0
         self._waiters: Hits = Hits()
@@ -163,7 +166,7 @@ class Door:
             if full is not None:
                 return refuse(accept, full)
             with self._counted(client):
-                return await self._answer_waiting(request, receive)
+                return await self._answer_waiting(request, receive, scope.get("state", {}).get(LEAVING))
         return await self._answer(request)
 
     def _check_head(self, target_bytes: int, headers: Headers) -> Refusal | None:
@@ -214,13 +217,24 @@ class Door:
             return self._hit("body_time", of_limit(408, "body_too_slow", text, limits.body_s))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _answer_waiting(self, request: Request, receive: Receive) -> Answer:
-        """A read that may wait: given up when the client leaves or the server stops. Raises Gone."""
+    async def _answer_waiting(self, request: Request, receive: Receive, leaving: Once | None) -> Answer:
+        """A read that may wait: given up when the client leaves or the server stops. Raises Gone.
+
+        ``leaving``: happens when the client leaves; with it, a waiter takes no task beside its own.
+        """
         result: Answer | None = None
+        if leaving is not None:
+            with anyio.CancelScope() as scope:
+                with self.is_stopping.calling(scope.cancel), leaving.calling(scope.cancel):
+                    result = await self._answer(request)
+            return self._end_waiting(request, result)
         async with anyio.create_task_group() as group:
             self._watch(group, receive)
             result = await self._answer(request)
             group.cancel_scope.cancel()
+        return self._end_waiting(request, result)
+
+    def _end_waiting(self, request: Request, result: Answer | None) -> Answer:
         if result is not None:
             return result
         if self.is_stopping.is_set():

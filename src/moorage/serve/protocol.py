@@ -16,8 +16,9 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from moorage.api.door import PEER
+from moorage.api.door import LEAVING, PEER
 from moorage.api.limits import client_of
+from moorage.api.once import Once
 from moorage.api.quick import Quick
 from moorage.model.identity import Peer
 from moorage.serve.connections import Connections, Overdue, Refused
@@ -54,6 +55,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_over = False
         self._peer = Peer()
+        self._leaving = Once()
         self._is_entered = False
         self._refused: tuple[int, str] | None = None
         # Whose answer is being made; uvicorn's ``cycle`` is the request that came last, which may wait behind it.
@@ -97,6 +99,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
+        self._leaving.set()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -132,7 +135,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_message, self._has_head = True, False
         super().on_message_begin()
-        self.scope["state"] = {PEER: self._peer}
+        self.scope["state"] = {PEER: self._peer, LEAVING: self._leaving}
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
