@@ -166,9 +166,10 @@ class Shelf:
         found = self._wholes.get(key)
         if found is not None:
             return found
-        read = self._reads.find_volume(namespace, volume_id)
-        if read is None:
+        record = self._reads.find_record(namespace, volume_id)
+        if record is None or not is_shown(record.value):
             return None
+        read = self._reads.join(record, with_allocations=True, health=self.health_of(record.value.plugin_id))
         self.made_wholes += 1
         found = self._wholes[key] = self._speller.whole(read)
         self._wholes_bytes += len(found)
