@@ -56,6 +56,7 @@ class LosingPages(Pages):
         self.are_claims_kept_back = False
         self.is_refusing = False
         self.ahead = 0
+        self.is_losing_answers = False
 
     async def handle(self, method: str, path: str, query: Any, body: bytes | None) -> Answer:
         """Answer one request."""
@@ -70,6 +71,10 @@ class LosingPages(Pages):
                 return Answer(409, {}, b"the node was lost: register as clean")
             self.lost.discard(sent.node.id)
             await super().handle(method, path, query, body)
+            if self.is_losing_answers:
+                self.lost.add(sent.node.id)
+                self.node_revision += 1
+                raise Unavailable("connection broken")
             answer = NodeRegistered(
                 lease_s=self.lease_s, grace_s=self.grace_s, node_revision=self.node_revision + self.ahead
             )

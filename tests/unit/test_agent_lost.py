@@ -161,3 +161,15 @@ async def test_a_node_that_was_taken_back_mounts_by_a_list_from_after_that_only(
         world.pages.node_revision += 1
         world.pages.change()
         await world.until(lambda: world.pages.path_of(A))
+
+
+async def test_a_node_that_was_lost_before_it_heard_that_it_was_taken_comes_back(world: World) -> None:
+    """Simulation, seeds 8729 and 9490: the agent waited for its registration before it read the list to be clean by."""
+    world.pages.is_losing_answers = True
+    async with world.agent(is_awaited=False):
+        await world.until(lambda: NODE.id in world.pages.lost)
+        world.pages.is_losing_answers = False
+        await world.until(lambda: NODE.id not in world.pages.lost)
+        assert world.pages.registrations[-1] is True
+        world.pages.put_claim(world.claim(A))
+        await world.until(lambda: world.pages.path_of(A))

@@ -168,7 +168,8 @@ class _Agent:
         self._settings = settings
         self._around = around
         self._link = Link()
-        self._registered = anyio.Event()
+        # The server has the node on record: it took a registration, or says that it had lost the node.
+        self._known = anyio.Event()
         self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
 
     async def run(
@@ -207,6 +208,9 @@ class _Agent:
                 clean_by = await self._clean(volumes)
                 return await self._register(volumes, clean_by=clean_by)
             except (Unavailable, Rejected) as e:
+                if isinstance(e, Conflict):
+                    # An earlier registration was taken, though its answer was lost: there is a list of claims to read.
+                    self._known.set()
                 failures += 1
                 self._link.note_fault(e)
                 await anyio.sleep(retry_delay_s(failures, self._around.random()))
@@ -221,7 +225,7 @@ class _Agent:
             await self._joining.join()
             registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
         self._link.note_registered()
-        self._registered.set()
+        self._known.set()
         await self._fence.renewed(sent_s, registered)
         volumes.note_taken(registered.node_revision)
         return registered.lease_s
@@ -264,13 +268,13 @@ class _Agent:
             nonlocal is_unknown
             await self._joining.joined.wait()
             if is_unknown:
-                await self._registered.wait()
+                await self._known.wait()
             try:
                 return await self._client.wait_claims(node_id, index, wait_s)
             except NotFound:
-                # Until this node is registered it has no claims. A server that forgets it later is no reason to
+                # Until this node is on record it has no claims. A server that forgets it later is no reason to
                 # unmount anything: the node registers again, and then the server says what it knows.
-                if is_unknown or self._registered.is_set():
+                if is_unknown or self._known.is_set():
                     raise
                 is_unknown = True
                 return ClaimAssignments(index=0, claims=())
