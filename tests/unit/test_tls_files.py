@@ -79,7 +79,7 @@ def test_a_server_bears_what_it_is_reached_by(place: Path, tmp_path: Path) -> No
     found = {str(ip) for ip in names.get_values_for_type(x509.IPAddress)}
     assert found == {"192.0.2.7", "127.0.0.1", "::1"}
     assert f'cert_file = "{tmp_path}/server.pem"' in out
-    assert read(tmp_path / "server.pem").not_valid_after_utc < NOW + timedelta(days=3, minutes=5)
+    assert read(tmp_path / "server.pem").not_valid_after_utc < datetime.now(UTC) + timedelta(days=3, minutes=5)
 
 
 def test_nothing_is_overwritten_without_force(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
