@@ -77,11 +77,19 @@ def test_mount_gives_up_after_its_time_and_says_id_and_error(server: Server, tmp
     assert "no such device (tried 3 times)" in err
 
 
+# Tests that run in the background of a shell have SIGINT ignored, and so have their children.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("moorage", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_an_interrupted_mount_says_its_id_and_goes_on(server: Server, tmp_path: Path) -> None:
     waiting = threading.Event()
     server.settle = lambda allocation: waiting.set()
     server.add("data")
-    words = [sys.executable, "-m", "moorage", "mount", "data", str(tmp_path)]
+    words = [sys.executable, "-c", INTERRUPTIBLE, "mount", "data", str(tmp_path)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as child:
         assert waiting.wait(30)
         child.send_signal(signal.SIGINT)
