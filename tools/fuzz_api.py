@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from fuzz_requests import Made, Maker
+from left_behind import take_away
 
 from moorage.client.sync import Client, Endpoint
 
@@ -130,10 +131,7 @@ def own_server() -> Iterator[tuple[str, int, Path]]:
         finally:
             server.terminate()
             server.wait(STOP_S)
-            # What was mounted outlives the server by design.
-            points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-            for point in sorted((p for p in points if p.startswith(f"{place}/")), reverse=True):
-                subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+            take_away(Path(place))
 
 
 def fuzz(address: str, pid: int, args: argparse.Namespace) -> list[str]:

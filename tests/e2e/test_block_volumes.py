@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from asking import ask, delete, describe_volume, get, list_external, put
-from dev_server import Fleet, Program, find_mounts, wait_until
+from dev_server import Fleet, Program, wait_until
+from left_behind import find_mounts
 
 from moorage.csi.local import loop
 

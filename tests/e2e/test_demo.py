@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from dev_server import MARK, find_mounts, find_ordinary_identity, find_port, list_marked
+from dev_server import MARK, find_ordinary_identity, find_port, list_marked
+from left_behind import find_mounts
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo.py"
 WITHIN_S = 55.0  # `make demo` promises a minute

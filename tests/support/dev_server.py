@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asking import CANARY
+from left_behind import take_away
 
 import moorage
 from moorage.testing.canaries import Canaries
@@ -69,16 +70,6 @@ def find_port() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
-
-
-def find_mounts(below: Path) -> dict[str, str]:
-    """Mount points below a directory, each with its mount ID."""
-    found = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mount_id, point = line.split()[0], line.split()[4]
-        if point.startswith(f"{below}/"):
-            found[point] = mount_id
-    return found
 
 
 def list_marked(place: Path) -> list[int]:
@@ -320,12 +311,7 @@ class Fleet:
             lines = program.log.splitlines()
             print(f"--- {program.name}: the last of {len(lines)} lines logged in {program.starts} starts")
             print("\n".join(line[:600] for line in lines[-LOG_TAIL_LINES:]))
-        for point in sorted(find_mounts(self.place), reverse=True):
-            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
-        for file in Path("/sys/block").glob("loop*/loop/backing_file"):
-            with contextlib.suppress(OSError):
-                if f"{self.place}/" in file.read_text():
-                    subprocess.run(["losetup", "-d", f"/dev/{file.parts[3]}"], check=False, capture_output=True)
+        take_away(self.place)
         shutil.rmtree(self.place, onerror=_make_writable)
         return left
 
