@@ -21,11 +21,11 @@ from dev_server import (
     Fleet,
     Identity,
     Program,
-    find_mounts,
     find_ordinary_identity,
     running_fleet,
     wait_until,
 )
+from left_behind import find_mounts
 
 LINES = 1000
 
