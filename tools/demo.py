@@ -1,5 +1,7 @@
 """The tour: ``make demo``. One server of its own, the real commands, real mounts, and nothing left at the end.
 
+    demo.py [WORD...]        WORD...: what the interpreter runs as the server, ``-m moorage`` when nothing is said
+
 Starts ``moorage dev`` with a temporary directory on a free port, shows each command with what it prints and how long
 it took, checks what it claims, and ends with ``moorage works``. Exit code 0, or 1 with the reason and the end of the
 server's log. As root volumes are bind mounts, for an ordinary user they are links.
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,9 @@ def check(is_true: object, what: str) -> None:
 class Tour:
     """The server of this tour, its address, and what the steps share."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, program: Sequence[str]) -> None:
         self.root = root
+        self.program = program
         self.data = root / "data"
         self.log = root / "server.log"
         self.mounts = root / "mnt"
@@ -75,7 +78,7 @@ class Tour:
         ready = self.root / "server.out"
         with ready.open("wb") as out, self.log.open("wb") as log:
             self.server = subprocess.Popen(
-                [sys.executable, "-m", "moorage", "dev", "--bind", "127.0.0.1:0", "--data-dir", str(self.data)],
+                [sys.executable, *self.program, "dev", "--bind", "127.0.0.1:0", "--data-dir", str(self.data)],
                 stdout=out,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -265,7 +268,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started_s = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="moorage-demo-")).resolve()
-    tour = Tour(root)
+    tour = Tour(root, sys.argv[1:] or ("-m", "moorage"))
     say(f"DIR={root}")
     try:
         with tour.step("Start `moorage dev` on a free port"):

@@ -14,17 +14,18 @@ import anyio.to_thread
 import msgspec
 import pytest
 from agent_kit import FAST, NAS, NODE, A, LosingPages, World
+from served_driver import serving_judged
 from tiny_fuse import TinyFuse
 
 from moorage.agent import main
 from moorage.agent.host_mounts import HostMounter
-from moorage.agent.main import Surroundings
 from moorage.agent.ports import DriverSpec
 from moorage.agent.probes import HUNG, MountProbes
 from moorage.client.api import Client
 from moorage.client.transport import CallTransport
 from moorage.csi import mounting
 from moorage.model import steps
+from moorage.model.claim import Attached
 from moorage.testing.agent_world import ScriptedDriver, ScriptedFacts
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -70,22 +71,21 @@ async def agent(root: Path, pages: LosingPages, driver: FuseDriver) -> AsyncIter
     async def run(*, task_status: Any = anyio.TASK_STATUS_IGNORED) -> None:
         await main.run(
             Client(CallTransport(pages.handle)),
-            {NAS: DriverSpec(socket="/nowhere.sock")},
+            {NAS: DriverSpec(socket=socket)},
             state_dir=root / "state",
             node=NODE,
-            settings=replace(FAST, mount_probe_s=1.0, mount_hang_s=2.5, rescan_s=600.0),
-            around=Surroundings(connect=lambda plugin_id, spec: driver),
+            settings=replace(FAST, probe_timeout_s=5.0, mount_probe_s=1.0, mount_hang_s=2.5, rescan_s=600.0),
             task_status=task_status,
         )
 
-    async with anyio.create_task_group() as group:
+    async with serving_judged(driver, root / "calls") as socket, anyio.create_task_group() as group:
         await group.start(run)
         yield
         group.cancel_scope.cancel()
 
 
 async def mount(root: Path, pages: LosingPages, **more: Any) -> str:
-    pages.put_claim(World(root).claim(A, **more))
+    pages.put_claim(World(root).claim(A, state=Attached(), **more))
     await pages.until(lambda: pages.path_of(A))
     return pages.path_of(A)
 

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 import pytest
 from agent_kit import FAST, NAS, NODE, A, LosingPages, World
+from served_driver import serving_judged
 
 from moorage.agent import main
 from moorage.agent.host_mounts import HostMounter
@@ -22,6 +23,7 @@ from moorage.agent.ports import AgentSettings, DriverSpec
 from moorage.client.api import Client
 from moorage.client.transport import CallTransport
 from moorage.csi import mounting
+from moorage.model.claim import Attached
 from moorage.testing.agent_world import ScriptedDriver
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
@@ -57,7 +59,7 @@ class Node:
 
     def __init__(self, root: Path, settings: AgentSettings) -> None:
         self.root = root
-        self.settings = settings
+        self.settings = replace(settings, probe_timeout_s=5.0)
         self.pages = LosingPages(lease_s=0.06, grace_s=30.0)
         self.driver = ScriptedDriver(HostMounter(), str(root / "data"))
         self.now_s = 0.0
@@ -66,10 +68,10 @@ class Node:
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[None]:
         async def run(*, task_status: Any = anyio.TASK_STATUS_IGNORED) -> None:
-            around = Surroundings(connect=lambda plugin_id, spec: self.driver, ticks=lambda: self.now_s)
+            around = Surroundings(ticks=lambda: self.now_s)
             await main.run(
                 Client(CallTransport(self.pages.handle)),
-                {NAS: DriverSpec(socket="/nowhere.sock")},
+                {NAS: DriverSpec(socket=socket)},
                 state_dir=self.root / "state",
                 node=NODE,
                 settings=self.settings,
@@ -78,7 +80,8 @@ class Node:
             )
 
         try:
-            async with anyio.create_task_group() as group:
+            judged = serving_judged(self.driver, self.root / "calls")
+            async with judged as socket, anyio.create_task_group() as group:
                 await group.start(run)
                 yield
                 group.cancel_scope.cancel()
@@ -88,7 +91,7 @@ class Node:
                 writer.communicate()
 
     async def mount(self, **more: Any) -> str:
-        self.pages.put_claim(World(self.root / "other").claim(A, **more))
+        self.pages.put_claim(World(self.root / "other").claim(A, state=Attached(), **more))
         await self.pages.until(lambda: self.pages.path_of(A))
         return self.pages.path_of(A)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,10 +18,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 import pytest
+from served_driver import check_log, serving_judged
 
 from moorage.agent import main
 from moorage.agent.host_mounts import HostMounter
-from moorage.agent.main import Surroundings
 from moorage.agent.ports import AgentSettings, DriverSpec
 from moorage.client.api import Client
 from moorage.client.transport import CallTransport
@@ -31,6 +33,7 @@ from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, Plug
 from moorage.model.node import Node
 from moorage.model.volume import Capability
 from moorage.testing.agent_world import Pages, ScriptedDriver
+from moorage.testing.driver_judge import running_judge
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 replace = msgspec.structs.replace
@@ -84,15 +87,14 @@ async def agent(root: Path, pages: Pages, driver: ScriptedDriver, *, boot_id: st
     async def run(*, task_status: Any = anyio.TASK_STATUS_IGNORED) -> None:
         await main.run(
             Client(CallTransport(pages.handle)),
-            {NAS: DriverSpec(socket="/nowhere.sock")},
+            {NAS: DriverSpec(socket=socket)},
             state_dir=root / "state",
             node=replace(NODE, boot_id=boot_id),
             settings=SETTINGS,
-            around=Surroundings(connect=lambda plugin_id, spec: driver),
             task_status=task_status,
         )
 
-    async with anyio.create_task_group() as group:
+    async with serving_judged(driver, root / "calls") as socket, anyio.create_task_group() as group:
         await group.start(run)
         yield
         group.cancel_scope.cancel()
@@ -112,6 +114,17 @@ async def mount(pages: Pages, **more: Any) -> Path:
 async def release(pages: Pages, claim_id: ClaimId = A) -> None:
     pages.release(claim_id)
     await pages.until(lambda: claim_id not in pages.claims)
+
+
+async def ask_for(pages: Pages, step: steps.ControllerStep) -> steps.Outcome:
+    """What comes of a controller's step."""
+    number = len(pages.reports)
+    key = f"step-{number}"
+    pages.hand_out(
+        StepAssignment(key=key, revision=Revision(1), plugin_id=NAS, serial_key="v", step=step, timeout_s=20)
+    )
+    await pages.until(lambda: any(isinstance(r, StepReport) and r.key == key for r in pages.reports[number:]))
+    return next(r.outcome for r in pages.reports[number:] if isinstance(r, StepReport) and r.key == key)
 
 
 def read(path: Path) -> str:
@@ -243,34 +256,46 @@ async def test_a_target_below_a_symlink_is_found_again(root: Path) -> None:
 
 async def test_with_the_embedded_driver_from_create_to_release(root: Path) -> None:
     pages = Pages()
-    socket = root / "csi.sock"
-    arguments = ["--endpoint", f"unix://{socket}", "--data", str(root / "pool"), "--node-id", "n"]
+    place = Path(tempfile.mkdtemp(prefix="served-", dir="/tmp"))
+    socket, behind, log = place / "csi.sock", place / "driver.sock", root / "calls"
+    arguments = ["--endpoint", f"unix://{behind}", "--data", str(root / "pool"), "--node-id", "n"]
     command = [sys.executable, "-m", "moorage.csi.local", *arguments]
     process = await anyio.open_process(command, stderr=subprocess.DEVNULL)
     client = Client(CallTransport(pages.handle))
     capability = Capability(access_mode="single-node-writer", attachment_mode="file-system")
     try:
-        async with anyio.create_task_group() as group:
+        async with running_judge(listen=socket, driver=behind, log=log), anyio.create_task_group() as group:
             drivers = {NAS: DriverSpec(socket=str(socket))}
             await group.start(partial(main.run, client, drivers, state_dir=root / "state", settings=SETTINGS))
             await pages.until(lambda: NAS in pages.instances and pages.instances[NAS].healthy)
             step = steps.CreateVolume(name="fresh", capabilities=(capability,), required_bytes=1 << 20)
-            pages.hand_out(
-                StepAssignment(key="v", revision=Revision(1), plugin_id=NAS, serial_key="v", step=step, timeout_s=20)
-            )
-            await pages.until(lambda: pages.reports)
-            report = pages.reports[0]
-            assert isinstance(report, StepReport)
-            made = report.outcome
+            made = await ask_for(pages, step)
             assert isinstance(made, steps.Created)
-            wanted = claim(external_id=made.external_id, access_mode="single-node-writer", target=str(root / "srv"))
+            external_id = made.external_id
+            attached = await ask_for(
+                pages,
+                steps.AttachVolume(
+                    external_id=external_id, external_node_id="n", capability=capability, context=made.context
+                ),
+            )
+            assert isinstance(attached, steps.Attached)
+            wanted = claim(
+                external_id=external_id,
+                access_mode="single-node-writer",
+                target=str(root / "srv"),
+                state=Attached(publish_context=attached.publish_context),
+            )
             pages.put_claim(wanted, context=made.context)
             await pages.until(lambda: pages.path_of(A))
             await anyio.Path(root / "srv" / "file").write_text("kept")
             await release(pages)
             assert below(root) == []
+            detach = steps.DetachVolume(external_id=external_id, external_node_id="n")
+            assert await ask_for(pages, detach) == steps.Done()
             group.cancel_scope.cancel()
     finally:
         process.terminate()
         with anyio.fail_after(10, shield=True):
             await process.aclose()
+        shutil.rmtree(place)
+    check_log(log)

@@ -116,8 +116,7 @@ def test_a_driver_that_somebody_else_runs_is_found_by_its_socket(fleet: Fleet) -
 
 def test_a_dead_driver_is_noticed_at_once_though_its_socket_file_stays(fleet: Fleet) -> None:
     server = fleet.start_server()
-    # No judge: it would keep the connection for the driver.
-    driver = fleet.start_driver(is_judged=False)
+    driver = fleet.start_driver()
     fleet.start_agent(server)
     wait_until(lambda: is_healthy(server, "hostpath"), "the driver is healthy")
     for _ in range(3):

@@ -240,12 +240,12 @@ class Fleet:
         words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "server"), *options]
         return self._start(words, "server", url=f"{scheme}://127.0.0.1:{port}")
 
-    def start_driver(self, at: Path | None = None, *, is_judged: bool = IS_JUDGED) -> Program:
+    def start_driver(self, at: Path | None = None) -> Program:
         """`moorage driver local`, ready; its socket is ``at``, which is ``driver_socket`` if nothing is said."""
         listening = socket = at or self.driver_socket
         socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._give(socket.parent)
-        if is_judged:
+        if IS_JUDGED:
             socket = self.place / f"{socket.parent.name}.judged"
             words = ["--listen", f"unix://{listening}", "--driver", f"unix://{socket}"]
             words += ["--log", str(self.place / f"{listening.parent.name}.calls")]

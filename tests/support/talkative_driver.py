@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import ctypes
 import hashlib
 import json
 import os
@@ -45,6 +46,7 @@ ANSWERS = {
     "ControllerGetCapabilities": ABILITIES,
     "NodeGetCapabilities": "capabilities { rpc { type: STAGE_UNSTAGE_VOLUME } }",
 }
+PR_SET_PDEATHSIG = 1
 FAILING_ONCE = ("CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume", "DeleteVolume")
 
 
@@ -143,5 +145,8 @@ if __name__ == "__main__":
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--witness", required=True, type=Path)
     parser.add_argument("--node-id", required=True)
+    parser.add_argument("--die-with-parent", type=int, default=0)
     words = parser.parse_args()
+    if words.die_with_parent:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     asyncio.run(serve(words.endpoint, Driver(words.witness, words.node_id)))

@@ -323,6 +323,17 @@ def test_short_secrets_are_no_reason_to_suspect_every_text() -> None:
     assert redactor.describe(text_format.Parse('name: "vol1"', create())) == ({"name": "vol1"}, ())
 
 
+def test_a_secret_is_known_in_other_spellings_and_among_mount_flags() -> None:
+    redactor = Redactor()
+    text = f'volume_id: "v" {CAP} secrets {{ key: "k" value: "a/b c+d" }}'
+    text = text.replace("mount { }", 'mount { mount_flags: "ro" mount_flags: "password=hunter22" }')
+    described, leaks = redactor.describe(text_format.Parse(text, calls.NODE_STAGE_VOLUME.request_type()))
+    assert leaks == ()
+    assert described["volume_capability"]["mount"] == {"mount_flags": ["ro", "password=[SECRET:password]"]}
+    spelled = "a/b c+d a%2Fb%20c%2Bd YS9iIGMrZA== hunter22"
+    assert redactor.clean(spelled) == "[SECRET:k] [SECRET:k] [SECRET:k] [SECRET:password]"
+
+
 def test_the_program_runs_a_driver_and_ends_with_a_verdict(place: Path) -> None:
     front, back, log = place / "a.sock", place / "b.sock", place / "calls.log"
     driver = [sys.executable, "-m", "moorage.csi.local", "--endpoint", f"unix://{back}", "--data", str(place / "data")]

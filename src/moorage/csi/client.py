@@ -35,7 +35,7 @@ from moorage.rules.explanations import check_step, get_method
 REDACTED = "[REDACTED]"
 CLOSE_GRACE_S = 1.0
 
-_SENSITIVE_FLAG = re.compile(r"pass|secret|token|cred|key", re.IGNORECASE)
+SENSITIVE_FLAG = re.compile(r"pass|secret|token|cred|key", re.IGNORECASE)
 _PluginType = csi.PluginCapability.Service
 _ExpansionType = csi.PluginCapability.VolumeExpansion
 _ControllerType = csi.ControllerServiceCapability.RPC
@@ -265,14 +265,14 @@ def scrub(text: str, step: steps.Step) -> str:
     """``text`` without the secrets of ``step``, as they are or as programs spell them."""
     forms: set[str] = set()
     for value in _list_sensitive(step):
-        forms |= _list_forms(value)
+        forms |= list_forms(value)
     if not forms:
         return text
     longest_first = sorted(forms, key=len, reverse=True)
     return re.sub("|".join(re.escape(form) for form in longest_first), REDACTED, text)
 
 
-def _list_forms(value: str) -> set[str]:
+def list_forms(value: str) -> set[str]:
     """How programs spell a text in their messages."""
     data = value.encode("utf-8", "surrogatepass")
     forms = {value, value.strip() or value, percent_encode(value, safe="", errors="replace")}
@@ -287,7 +287,7 @@ def _list_sensitive(step: steps.Step) -> Iterable[str]:
     options = getattr(step, "mount_options", None)
     for flag in (options and options.mount_flags) or ():
         name, _, value = flag.partition("=")
-        if value and _SENSITIVE_FLAG.search(name):
+        if value and SENSITIVE_FLAG.search(name):
             values.add(value)
     return values
 

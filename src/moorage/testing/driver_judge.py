@@ -99,8 +99,10 @@ def note_gone(path: Path, *, node_id: str, reason: str, at_ns: int) -> None:
 
 @asynccontextmanager
 async def running_judge(*, listen: Path, driver: Path, log: Path, scope: Scope = "whole") -> AsyncIterator[None]:
-    """A judge that listens while the block runs."""
-    async with Proxy(listen=listen, driver=driver, log=log, scope=scope).serve():
+    """A judge that stands in for the driver while the block runs. Raises OSError, ValueError when it cannot."""
+    proxy = Proxy(listen=listen, driver=driver, log=log, scope=scope)
+    proxy.prepare()
+    async with proxy.serve():
         yield
 
 
@@ -127,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors: list[BaseException] = []
     try:
         proxy = Proxy(listen=paths["listen"], driver=paths["driver"], log=args.log, scope=args.scope)
+        proxy.prepare()
         anyio.run(partial(_serve, proxy, args.run))
     except* (OSError, ValueError, RuntimeError) as group:
         errors = _flatten(group)

@@ -4,7 +4,7 @@ Shapes: a log is a file of JSON lines, each an ``Opened`` (a judge began), ``Sta
     or ``Gone`` (somebody's evidence that a node holds nothing any more). ``id`` counts from 1 after each ``Opened``.
     A message is a dict of its fields that are set, by their names in the protocol; numbers stand for enums.
 Units:  times in nanoseconds since the epoch; deadlines in seconds.
-Never:  a secret's value: where one was, the log has ``[SECRET:key]``.
+Never:  a secret's value, as it is or as programs spell it: where one was, the log has ``[SECRET:key]``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import msgspec
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from moorage.csi.client import SENSITIVE_FLAG, list_forms
 from moorage.csi.proto import csi_pb2 as csi
 
 Scope = Literal["whole", "part"]
 SECRET_CHARS_MIN = 4
+FLAGS = "mount_flags"
 OPEN_STATUS = "UNFINISHED"
 """The status of a call of which the log has no end: the judge was killed."""
 GIVEN_UP = "GIVEN_UP"
@@ -126,11 +128,20 @@ class Redactor:
         for field, value in message.ListFields():
             if _is_secret(field):
                 for key, secret in value.items():
-                    if len(secret) >= SECRET_CHARS_MIN:
-                        self._keys.setdefault(secret, key)
+                    self._keep(key, secret)
+            elif field.name == FLAGS:
+                for name, _, secret in (flag.partition("=") for flag in value):
+                    if SENSITIVE_FLAG.search(name):
+                        self._keep(name, secret)
             elif field.message_type is not None and not _is_map(field):
                 for inner in value if field.is_repeated else (value,):
                     self._learn(inner)
+
+    def _keep(self, key: str, secret: str) -> None:
+        """Drivers' texts spell secrets in other ways too."""
+        if len(secret) >= SECRET_CHARS_MIN:
+            for form in list_forms(secret):
+                self._keys.setdefault(form, key)
 
     def _dict(self, message: Message, path: str, leaks: list[str]) -> dict[str, Any]:
         described: dict[str, Any] = {}
@@ -138,6 +149,9 @@ class Redactor:
             here = f"{path}{field.name}"
             if _is_secret(field):
                 described[field.name] = {key: f"[SECRET:{key}]" for key in sorted(value)}
+            elif field.name == FLAGS:
+                # Not marked for secrets, and yet the place for some: the protocol warns of them.
+                described[field.name] = [self.clean(flag) for flag in value]
             elif _is_map(field):
                 found = cast("Mapping[str, str]", value)
                 described[field.name] = {
