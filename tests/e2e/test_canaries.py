@@ -276,9 +276,8 @@ def wait_status(site: Site, allocation_id: str, status: str) -> None:
 def check_silence(site: Site) -> None:
     """Search what the programs left, while they run and after."""
     site.findings += site.canaries.search_processes(site.fleet.find_processes())
-    # A judge's log has publish contexts as they are, to compare them; that of secrets in it is a unit test's.
+    # A judge's log has contexts as they are. Programs run on, so that the write-ahead log is there too.
     skip = [site.inputs, *site.fleet.place.glob("*.calls")]
-    # Running, so that the write-ahead log is there too.
     site.findings += site.canaries.search_tree(site.fleet.place, skip=skip)
     assert (site.fleet.place / "server" / "state.db-wal").exists()
     site.agent.stop()

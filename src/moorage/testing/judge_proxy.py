@@ -127,9 +127,9 @@ class Proxy:
     def _handler(self, rpc: Rpc[Message, Message], channel: Channel) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(content: bytes, context: Context) -> bytes:
             number = next(self._ids)
-            deadline_s = await self._note_start(number, rpc, content, context)
+            await self._note_start(number, rpc, content, context)
             try:
-                answer = await _forward(channel, rpc, content, context, deadline_s)
+                answer = await _forward(channel, rpc, content, context)
             except asyncio.CancelledError:
                 self._note_end(number, GIVEN_UP)
                 raise
@@ -144,10 +144,8 @@ class Proxy:
 
         return handle
 
-    async def _note_start(
-        self, number: int, rpc: Rpc[Message, Message], content: bytes, context: Context
-    ) -> float | None:
-        """Write the call's first line; what is left of its deadline."""
+    async def _note_start(self, number: int, rpc: Rpc[Message, Message], content: bytes, context: Context) -> None:
+        """Write the call's first line."""
         try:
             described, leaks = self._redactor.describe(rpc.request_type.FromString(content))
         except DecodeError:
@@ -155,20 +153,18 @@ class Proxy:
         users: tuple[str, ...] = ()
         if rpc.name == "NodeUnpublishVolume" and described.get("target_path"):
             users = await anyio.to_thread.run_sync(find_users, described["target_path"])
-        deadline_s = _time_left_s(context)
         self._log.write(
             Started(
                 at_ns=time.time_ns(),
                 id=number,
                 method=rpc.name,
-                deadline_s=deadline_s,
+                deadline_s=_time_left_s(context),
                 request=described,
                 hash=hash_request(described),
                 leaks=leaks,
                 users=tuple(self._redactor.clean(user) for user in users),
             )
         )
-        return deadline_s
 
     def _note_answer(self, number: int, rpc: Rpc[Message, Message], content: bytes) -> None:
         try:
@@ -185,16 +181,14 @@ class Proxy:
         self._log.write(Ended(at_ns=time.time_ns(), id=number, status=status, answer={}, message=text))
 
 
-async def _forward(
-    channel: Channel, rpc: Rpc[Message, Message], content: bytes, context: Context, deadline_s: float | None
-) -> bytes:
+async def _forward(channel: Channel, rpc: Rpc[Message, Message], content: bytes, context: Context) -> bytes:
     metadata = tuple(
         (key, value)
         for key, value in context.invocation_metadata() or ()
         if not key.startswith(("grpc-", ":")) and key not in ("user-agent", "te", "content-type")
     )
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(rpc.path)
-    return await method(content, timeout=deadline_s, metadata=metadata)
+    return await method(content, timeout=_time_left_s(context), metadata=metadata)
 
 
 async def _is_taking_connections(path: Path) -> bool:
