@@ -10,6 +10,7 @@ import structlog
 from moorage.engine.driver_calls import DriverCalls
 from moorage.engine.leases import Leases
 from moorage.engine.ports import Clock, EngineSettings
+from moorage.engine.questions import QUESTIONS, Questions
 from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler, claims_topic, steps_topic
 from moorage.engine.retrying import TRIES_MAX_CROWDED, decide_again
@@ -48,6 +49,7 @@ class Nodes:
         clock: Clock,
         settings: EngineSettings,
         leases: Leases,
+        questions: Questions,
     ) -> None:
         self._repo = repo
         self._reads = reads
@@ -55,6 +57,7 @@ class Nodes:
         self._clock = clock
         self._settings = settings
         self._leases = leases
+        self._questions = questions
         self.driver_calls = DriverCalls()
 
     async def register(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
@@ -180,7 +183,16 @@ class Nodes:
         if len(own) < len(reports):
             log.warning("report.foreign", node=node_id, count=len(reports) - len(own))
         self.driver_calls.note(own, self._reconciler.assigned)
-        await self._reconciler.outcomes.fold_reports(own)
+        recorded = []
+        for report in own:
+            if isinstance(report, StepReport):
+                self._reconciler.note_told(report.key, report.revision)
+            if isinstance(report, StepReport) and report.key.startswith(QUESTIONS):
+                self._questions.fold(report)
+            else:
+                recorded.append(report)
+        if recorded:
+            await self._reconciler.outcomes.fold_reports(recorded)
 
     def _is_own(self, node_id: NodeId, report: Report) -> bool:
         """Whether the node may tell this: of a mount where it is the claim's node, of a step where it has a controller
@@ -189,6 +201,8 @@ class Nodes:
         if not isinstance(report, StepReport):
             claim = view.claims.get(report.claim_id)
             return claim is None or claim.value.node_id == node_id
+        if report.key.startswith(QUESTIONS):
+            return self._questions.is_own(node_id, report)
         table = view.tables_by_prefix.get(report.key[: report.key.find("/") + 1])
         found = table.find(report.key) if table is not None else None
         plugin = view.find_plugin(getattr(found.value, "plugin_id", "")) if found is not None else None

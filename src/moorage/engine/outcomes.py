@@ -7,7 +7,7 @@ is wanted now and is dropped: the step is then simply decided and made again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
@@ -30,14 +30,15 @@ from moorage.model.steps import Created, Failed, Outcome
 from moorage.model.volume import Fault, Progress, Volume
 from moorage.rules import allocations as allocation_rules
 from moorage.rules import claims as claim_rules
+from moorage.rules import operations as operation_rules
 from moorage.rules import volumes as volume_rules
-from moorage.rules.backoff import after_fault, take_for_refusal
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
 
 log = structlog.get_logger()
 replace = msgspec.structs.replace
+Told = TypeVar("Told")
 
 
 class Outcomes:
@@ -90,8 +91,8 @@ class Outcomes:
         return table.find(key) if table is not None else None
 
     async def _fold_into(self, key: str, found: Record[Any], outcome: claim_rules.Reported) -> None:
-        outcome = self._stamp(outcome)
-        _log_failure(key, outcome)
+        outcome = stamp_fault(outcome, self._clock.now_ns())
+        log_failure(key, outcome)
         write = Write()
         match found.value:
             case Volume() if not isinstance(outcome, (claim_rules.MountDone, claim_rules.UnmountDone)):
@@ -102,11 +103,6 @@ class Outcomes:
                 self._fold_claim(write, key, found, outcome)
         if write.ops:
             await self._repo.commit(write)
-
-    def _stamp(self, outcome: claim_rules.Reported) -> claim_rules.Reported:
-        if isinstance(outcome, Failed) and not outcome.fault.at_ns:
-            return replace(outcome, fault=replace(outcome.fault, at_ns=self._clock.now_ns()))
-        return outcome
 
     def _fold_volume(self, write: Write, key: str, found: Record[Volume], outcome: Outcome) -> None:
         volume = found.value
@@ -137,17 +133,9 @@ class Outcomes:
             write.put(key, after, revision=found.modified)
 
     def _fold_operation(self, write: Write, key: str, found: Record[Operation], outcome: Outcome) -> None:
-        operation = found.value
-        if isinstance(outcome, Failed):
-            outcome = Failed(fault=take_for_refusal(operation.progress, outcome.fault))
-        if isinstance(outcome, Failed) and not outcome.fault.final:
-            progress = after_fault(
-                operation.progress, outcome.fault, now_ns=self._clock.now_ns(), jitter=self._chance.jitter()
-            )
-            write.put(key, replace(operation, progress=progress), revision=found.modified)
-            return
-        done = replace(operation, state="done", outcome=outcome, progress=Progress())
-        write.put(key, done, revision=found.modified)
+        now_ns, jitter = self._clock.now_ns(), self._chance.jitter()
+        after = operation_rules.fold_outcome(found.value, outcome, now_ns=now_ns, jitter=jitter)
+        write.put(key, after, revision=found.modified)
 
     def _fold_claim(self, write: Write, key: str, found: Record[Claim], outcome: claim_rules.Reported) -> None:
         claim = found.value
@@ -242,7 +230,15 @@ def _key_and_outcome(report: Report) -> tuple[str, claim_rules.Reported]:
             return keys.claim_key(ClaimId(report.claim_id)), Failed(fault=report.fault)
 
 
-def _log_failure(key: str, outcome: object) -> None:
+def stamp_fault(outcome: Told, now_ns: int) -> Told:
+    """The outcome, a failure with the time at which it was told if it has none."""
+    if isinstance(outcome, Failed) and not outcome.fault.at_ns:
+        return replace(outcome, fault=replace(outcome.fault, at_ns=now_ns))
+    return outcome
+
+
+def log_failure(key: str, outcome: object) -> None:
+    """A warning for a failed step, with the record's key."""
     if isinstance(outcome, Failed):
         fault: Fault = outcome.fault
         log.warning("step.failed", key=key, method=fault.method, status=fault.status, final=fault.final)

@@ -91,13 +91,17 @@ class Planner:
         self._settings = settings
         # Operations whose answer has been read: their records may go.
         self.read_operations: set[str] = set()
+        # Operations that are on no record: calls that change nothing (see ``engine.questions``).
+        self.questions: dict[str, Record[Operation]] = {}
         # The controller that had the last call of a serial key, the newest last.
         self.controllers: dict[str, NodeId] = {}
 
     def plan(self, key: str, *, now_ns: int) -> Plan:
         """The plan for the record under a store key; FINISHED when there is none."""
-        table = keys.table_of(key)
-        record = self._view.tables_by_prefix[table].find(key)
+        table = self._view.tables_by_prefix.get(keys.table_of(key))
+        if table is None:
+            return self._plan_question(key, now_ns)
+        record = table.find(key)
         if record is None:
             return FINISHED
         match record.value:
@@ -171,7 +175,19 @@ class Planner:
             return Plan(settlement=Removal(), is_finished=False)
         if operation.state == "done":
             return Plan(due_at_ns=operation.expires_at_ns, is_finished=False)
-        plan = self._assign(
+        plan = self._assign_operation(key, record, now_ns)
+        due = min(plan.due_at_ns or operation.expires_at_ns, operation.expires_at_ns)
+        return msgspec.structs.replace(plan, due_at_ns=due)
+
+    def _plan_question(self, key: str, now_ns: int) -> Plan:
+        found = self.questions.get(key)
+        if found is None or found.value.state == "done":
+            return FINISHED
+        return self._assign_operation(key, found, now_ns)
+
+    def _assign_operation(self, key: str, record: Record[Operation], now_ns: int) -> Plan:
+        operation = record.value
+        return self._assign(
             key,
             record.modified,
             operation.plugin_id,
@@ -180,8 +196,6 @@ class Planner:
             progress=operation.progress,
             now_ns=now_ns,
         )
-        due = min(plan.due_at_ns or operation.expires_at_ns, operation.expires_at_ns)
-        return msgspec.structs.replace(plan, due_at_ns=due)
 
     def _plan_allocation(self, allocation: Allocation, now_ns: int) -> Plan:
         claims = [r.value for r in self._view.claims.of_allocation(allocation.id)]

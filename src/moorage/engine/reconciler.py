@@ -27,11 +27,12 @@ from moorage.model.assignment import StepAssignment
 from moorage.model.claim import Claim
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
+from moorage.model.operation import Operation
 from moorage.model.plugin import Plugin
 from moorage.state import keys
 from moorage.state.feed import Change, Signals
 from moorage.state.repo import Repo
-from moorage.state.view import View
+from moorage.state.view import Record, View
 
 log = structlog.get_logger()
 
@@ -78,6 +79,8 @@ class Reconciler:
         self.outcomes = parts.outcomes(repo, clock, chance)
         self.assigned: dict[str, Planned] = {}
         self._by_node: dict[NodeId, dict[str, Planned]] = {}
+        # Assignments whose outcome their node has told: by their key, the revision they were for.
+        self._told: dict[str, int] = {}
         self._versions: dict[str, int] = {}
         # In the order of their decisions, so that the oldest is looked at first.
         self._unfinished: dict[str, None] = {}
@@ -136,6 +139,21 @@ class Reconciler:
         self.planner.read_operations.add(key)
         self._decide(key)
 
+    def set_question(self, key: str, record: Record[Operation]) -> None:
+        """A question is there, or has moved on: decide what it needs."""
+        self.planner.questions[key] = record
+        self._decide(key)
+
+    def drop_question(self, key: str) -> None:
+        """Nobody waits for the question any more."""
+        self.planner.questions.pop(key, None)
+        self._decide(key)
+
+    def note_told(self, key: str, revision: int) -> None:
+        """A node has told the outcome of its step: it need not be woken to hear that the step is no longer due."""
+        if key in self.assigned:
+            self._told[key] = revision
+
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def _decide(self, key: str) -> None:
@@ -159,7 +177,8 @@ class Reconciler:
             return
         if old is not None:
             del self._by_node[old.node_id][key]
-            self._bump(steps_topic(old.node_id))
+            if self._told.pop(key, None) != old.assignment.revision:
+                self._bump(steps_topic(old.node_id))
         if planned is None:
             self.assigned.pop(key, None)
             return

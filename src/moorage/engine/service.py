@@ -72,7 +72,15 @@ class Service:
         fencing = self.settings.fencing
         hooks = FenceHooks(hook, clock, chance, fencing)
         self.leases = Leases(repo, self.reads, clock, fencing, allocations=self.allocations, hooks=hooks)
-        self.nodes = Nodes(repo, self.reads, self.reconciler, clock=clock, settings=self.settings, leases=self.leases)
+        self.nodes = Nodes(
+            repo,
+            self.reads,
+            self.reconciler,
+            clock=clock,
+            settings=self.settings,
+            leases=self.leases,
+            questions=self.operations.questions,
+        )
         self.why = Why(repo, self.reads, self.reconciler, clock, settings=self.settings, leases=self.leases)
         self.orphans = Orphans(repo, self.reads, self.listings)
         self.meters = Meters()

@@ -186,8 +186,8 @@ class Why:
         )
 
     def _name_subject(self, step: StepAssignment) -> str:
-        table = self._repo.view.tables_by_prefix[keys.table_of(step.key)]
-        record = table.find(step.key)
+        table = self._repo.view.tables_by_prefix.get(keys.table_of(step.key))
+        record = table.find(step.key) if table is not None else None
         match record.value if record else None:
             case Volume() as volume:
                 return f'volume "{volume.id}"'

@@ -1,0 +1,151 @@
+"""Calls that change nothing are asked without a record, and go the way of every call else."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from engine_kit import NODE, PLUGIN, Kit, running_kit
+from lost_node_kit import OTHER, wait_for
+from many_volumes import a_volume
+
+from moorage.errors import DeadlineExceeded, MoorageError, Rejected
+from moorage.model import steps
+from moorage.model.assignment import StepAssignment, StepReport
+from moorage.model.ids import NodeId, Revision
+from moorage.model.node import Node
+from moorage.testing.scripted import fault
+
+pytestmark = pytest.mark.anyio
+
+
+async def register(kit: Kit, number: int = 1) -> None:
+    await kit.service.registrations.register([a_volume(number)])
+
+
+async def list_volumes(kit: Kit) -> int:
+    page = await kit.service.listings.list_external("hostpath", entries_max=0, starting_token="")
+    return len(page.volumes)
+
+
+def find_step(kit: Kit, node_id: NodeId) -> StepAssignment | None:
+    return next(iter(kit.service.reconciler.find_steps(node_id)), None)
+
+
+async def test_a_question_is_on_no_record_and_a_register_is_one_commit() -> None:
+    async with running_kit() as kit:
+        before = kit.repo.view.revision
+        await list_volumes(kit)
+        assert kit.repo.view.revision == before
+        await register(kit)
+        assert kit.repo.view.revision == before + 1
+        assert [type(c) for c in kit.driver.calls] == [steps.ListVolumes, steps.ValidateVolume]
+        assert not len(kit.service.operations.questions)
+        assert not kit.service.reconciler.assigned
+
+
+async def test_a_refusal_is_told_and_nothing_is_kept() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.ValidateVolume, fault("NOT_FOUND", final=True))
+        before = kit.repo.view.revision
+        with pytest.raises(Rejected, match="could not be found"):
+            await register(kit)
+        assert kit.repo.view.revision == before
+        assert not len(kit.service.operations.questions)
+
+
+async def test_a_question_is_tried_again_after_a_pause() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.ValidateVolume, fault("UNAVAILABLE", final=False))
+        began_s = anyio.current_time()
+        await register(kit)
+        assert anyio.current_time() - began_s >= 0.2
+        assert len(kit.driver.calls) == 2
+
+
+async def test_what_keeps_failing_is_told() -> None:
+    async with running_kit() as kit:
+        kit.driver.fail(steps.ValidateVolume, *[fault("UNAVAILABLE", final=False, message="backend away")] * 3)
+        with pytest.raises(MoorageError, match="backend away"):
+            await register(kit)
+        assert len(kit.driver.calls) == 3
+        assert not len(kit.service.operations.questions)
+
+
+async def test_nobody_answers_and_the_caller_is_told_what_the_last_try_said() -> None:
+    async with running_kit(request_s=0.3) as kit:
+        kit.driver.fail(steps.ListVolumes, *[fault("UNAVAILABLE", final=False, message="backend away")] * 9)
+        with pytest.raises(DeadlineExceeded, match="backend away"):
+            await list_volumes(kit)
+        assert not len(kit.service.operations.questions)
+        assert not kit.service.reconciler.assigned
+        assert kit.service.reconciler.measure_queues()["unfinished"] == 0
+
+
+async def test_a_caller_that_leaves_takes_its_question_along() -> None:
+    async with running_kit() as kit:
+        kit.is_calling = False
+        with anyio.move_on_after(0.05):
+            await list_volumes(kit)
+        assert not len(kit.service.operations.questions)
+        assert find_step(kit, NODE) is None
+
+
+async def test_a_question_moves_to_another_controller_and_only_that_one_answers() -> None:
+    async with running_kit() as kit:
+        kit.is_calling = False
+        await kit.service.nodes.register(Node(id=OTHER, name="n2", boot_id="b2"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(list_volumes, kit)
+            await wait_for(lambda: find_step(kit, NODE) is not None)
+            asked = find_step(kit, NODE)
+            assert asked is not None
+            await kit.service.nodes.report_plugins(OTHER, {PLUGIN: kit.driver.instance(OTHER)})
+            await kit.service.nodes.report_plugins(NODE, {PLUGIN: kit.driver.instance(NODE, healthy=False)})
+            assert find_step(kit, NODE) is None
+            moved = find_step(kit, OTHER)
+            assert moved is not None
+            assert moved.key == asked.key
+            answer = steps.VolumesListed(volumes=(), next_token="")
+            # The first node's answer comes late: the question is no longer its own.
+            await kit.service.nodes.report(NODE, (StepReport(key=asked.key, revision=asked.revision, outcome=answer),))
+            assert len(kit.service.operations.questions) == 1
+            await kit.service.nodes.report(
+                OTHER, (StepReport(key=moved.key, revision=moved.revision, outcome=answer),)
+            )
+        assert not len(kit.service.operations.questions)
+
+
+async def test_reports_of_an_earlier_try_and_of_nobodys_question_say_nothing() -> None:
+    async with running_kit() as kit:
+        kit.is_calling = False
+        async with anyio.create_task_group() as group:
+            group.start_soon(list_volumes, kit)
+            await wait_for(lambda: find_step(kit, NODE) is not None)
+            asked = find_step(kit, NODE)
+            assert asked is not None
+            failed = steps.Failed(fault=fault("UNAVAILABLE", final=False))
+            answer = steps.VolumesListed(volumes=(), next_token="")
+
+            async def tell(key: str, revision: int, outcome: steps.Outcome) -> None:
+                report = StepReport(key=key, revision=Revision(revision), outcome=outcome)
+                await kit.service.nodes.report(NODE, (report,))
+
+            await tell(asked.key, asked.revision, failed)
+            await tell(asked.key, asked.revision, answer)
+            await tell("questions/nobodys", 1, answer)
+            assert len(kit.service.operations.questions) == 1
+            await wait_for(lambda: find_step(kit, NODE) is not None)
+            again = find_step(kit, NODE)
+            assert again is not None
+            assert again.revision > asked.revision
+            await tell(again.key, again.revision, answer)
+
+
+async def test_a_node_is_not_woken_by_the_end_of_what_it_has_told_itself() -> None:
+    async with running_kit() as kit:
+        version = kit.service.reconciler.version
+        topic = f"steps@{NODE}"
+        before = version(topic)
+        await register(kit)
+        await kit.service.registrations.create([a_volume(2)])
+        assert version(topic) == before + 2
