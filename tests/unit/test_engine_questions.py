@@ -109,9 +109,7 @@ async def test_a_question_moves_to_another_controller_and_only_that_one_answers(
             # The first node's answer comes late: the question is no longer its own.
             await kit.service.nodes.report(NODE, (StepReport(key=asked.key, revision=asked.revision, outcome=answer),))
             assert len(kit.service.operations.questions) == 1
-            await kit.service.nodes.report(
-                OTHER, (StepReport(key=moved.key, revision=moved.revision, outcome=answer),)
-            )
+            await kit.service.nodes.report(OTHER, (StepReport(key=moved.key, revision=moved.revision, outcome=answer),))
         assert not len(kit.service.operations.questions)
 
 

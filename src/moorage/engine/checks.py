@@ -145,6 +145,12 @@ class Checks:
                 # One disk under many names is registered in batches; few questions are worth comparing with each other.
                 if not any(v.plugin_id == volume.plugin_id and s == step for _, v, s in asked[-QUESTIONS_COMPARED:]):
                     asked.append((index, volume, step))
+        if len(asked) == 1:
+            _, volume, step = asked[0]
+            refusal = await self._validate(volume.plugin_id, step)
+            if refusal is not None:
+                raise Rejected(refusal, code="driver_refused", volume=volume.id)
+            return
         refusals: dict[int, MoorageError] = {}
         limiter = anyio.CapacityLimiter(VALIDATIONS_AT_ONCE)
 

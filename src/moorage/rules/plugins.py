@@ -32,12 +32,30 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NO_HEALTH = Health()
+# Plugins whose last count is kept.
+MEASURED_MAX = 256
+_measured: dict[PluginId, tuple[Plugin, Health]] = {}
 
 
 def measure_health(plugin: Plugin | None) -> Health:
-    """Count a plugin's instances; all zero when there is no such plugin."""
+    """Count a plugin's instances; all zero when there is no such plugin.
+
+    Every write asks several times about a record that rarely changes: what was counted last is kept by plugin ID, for
+    the very same struct.
+    """
     if plugin is None:
         return NO_HEALTH
+    kept = _measured.get(plugin.id)
+    if kept is not None and kept[0] is plugin:
+        return kept[1]
+    found = _count_instances(plugin)
+    if len(_measured) >= MEASURED_MAX:
+        _measured.clear()
+    _measured[plugin.id] = (plugin, found)
+    return found
+
+
+def _count_instances(plugin: Plugin) -> Health:
     instances = plugin.instances.values()
     controllers = [i for i in instances if i.controller is not None]
     nodes = [i for i in instances if i.node is not None]

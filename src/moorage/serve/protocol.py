@@ -22,6 +22,7 @@ from moorage.api.once import Once
 from moorage.api.quick import Quick
 from moorage.model.identity import Peer
 from moorage.serve.connections import Connections, Overdue, Refused
+from moorage.serve.corking import CorkedTransport
 from moorage.serve.lines import Line
 from moorage.serve.tls import find_peer
 
@@ -60,6 +61,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refused: tuple[int, str] | None = None
         # Whose answer is being made; uvicorn's ``cycle`` is the request that came last, which may wait behind it.
         self._running: RequestResponseCycle | None = None
+        self._corked: CorkedTransport | None = None
         # Of the body in hand: when it began, what has come, and what had come at the last look and when.
         self._body_began_s = 0.0
         self._body_bytes = 0
@@ -257,10 +259,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        self._corked = CorkedTransport(self.transport, self.loop)
+        cycle.transport = self._corked  # type: ignore[assignment]  # it has all that a cycle uses
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """An answer is written: begin the next request that waits. In place of uvicorn's, which has a timer each."""
+        if self._corked is not None:
+            self._corked.flush()
+            self._corked = None
         self.server_state.total_requests += 1
         if self._is_entered and self.has_unsent():
             self._untaken = None
