@@ -152,9 +152,12 @@ class Registrations:
             except MoorageError as error:
                 failures[index] = error
 
-        async with anyio.create_task_group() as group:
-            for index, volume in enumerate(volumes):
-                group.start_soon(make, index, volume)
+        if len(volumes) == 1:
+            await make(0, volumes[0])
+        else:
+            async with anyio.create_task_group() as group:
+                for index, volume in enumerate(volumes):
+                    group.start_soon(make, index, volume)
         if failures:
             raise _join_failures([failures[i] for i in sorted(failures)])
         return self._checks.answer([v for v in results if v is not None], self._reads.volumes_index, "")
