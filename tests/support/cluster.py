@@ -71,10 +71,10 @@ class Cluster:
         words = ["moorage.testing.driver_judge", "--listen", judge, "--driver", driver, "--scope", "part"]
         host.start("judge", [sys.executable, "-m", *words, "--log", str(self.log(host))])
 
-    def start_driver(self, host: Host) -> None:
+    def start_driver(self, host: Host, *options: str) -> None:
         """The driver on a host."""
         words = ["moorage.testing.shared_driver", "--endpoint", f"unix://{host.place}/driver.sock"]
-        words += ["--data", str(self.nas), "--node-id", host.name]
+        words += ["--data", str(self.nas), "--node-id", host.name, *options]
         host.start("driver", [sys.executable, "-m", *words])
 
     def start_agent(self, host: Host) -> None:

@@ -5,6 +5,7 @@
 Shapes: one process a node (and more, for controllers by themselves); all agree by a file in DIR. Volumes reach a node
     by bind mounts, so that the node's process needs root.
 Returns 0 after SIGTERM or SIGINT, 2 for arguments that cannot be used.
+    ``--delay`` and ``--delay-answer`` make every call of a method slow: what a test has to hit in the middle of a call.
 Limits: no sizes, snapshots, block volumes; a detached node can still write to what is mounted there, as on most NAS.
 """
 
@@ -15,16 +16,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import anyio.to_thread
 import structlog
 
+from moorage.csi.calls import RPCS
 from moorage.csi.local.publishing import Publisher
 from moorage.csi.local.server import make_server, parse_endpoint
 from moorage.errors import BadRequest
@@ -36,7 +38,35 @@ Role = Literal["monolith", "controller", "node"]
 _NODE_ID = re.compile("[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
-async def serve(*, endpoint: str, data_dir: Path, node_id: str, role: Role = "monolith") -> None:
+class Slow:
+    """A part of the driver whose calls wait: ``before_s`` their work, ``after_s`` it; seconds by the bare method."""
+
+    def __init__(self, part: object, before_s: Mapping[str, float], after_s: Mapping[str, float]) -> None:
+        self._part = part
+        self._before_s = {_to_snake(method): seconds for method, seconds in before_s.items()}
+        self._after_s = {_to_snake(method): seconds for method, seconds in after_s.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        answer = getattr(self._part, name)
+
+        async def wait_and_answer(request: Any) -> Any:
+            await anyio.sleep(self._before_s.get(name, 0))
+            answered = await answer(request)
+            await anyio.sleep(self._after_s.get(name, 0))
+            return answered
+
+        return wait_and_answer
+
+
+async def serve(
+    *,
+    endpoint: str,
+    data_dir: Path,
+    node_id: str,
+    role: Role = "monolith",
+    before_s: Mapping[str, float] | None = None,
+    after_s: Mapping[str, float] | None = None,
+) -> None:
     """Serve until cancelled; prints ``ready`` when the socket answers. Raises BadRequest, OSError."""
     path = parse_endpoint(endpoint)
     if not _NODE_ID.fullmatch(node_id):
@@ -51,6 +81,8 @@ async def serve(*, endpoint: str, data_dir: Path, node_id: str, role: Role = "mo
         publisher = Publisher(storage, may_mount=await anyio.to_thread.run_sync(may_mount))
         await anyio.to_thread.run_sync(publisher.clean)
         parts.append(SharedNode(storage, publisher, node_id=node_id))
+    if before_s or after_s:
+        parts = [Slow(part, before_s or {}, after_s or {}) for part in parts]
     server = make_server(tuple(parts))
     with suppress(FileNotFoundError):
         os.unlink(path)
@@ -71,12 +103,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the directory that all nodes reach")
     parser.add_argument("--node-id", required=True, metavar="ID", help="this node's ID")
     parser.add_argument("--role", choices=("monolith", "controller", "node"), default="monolith")
+    for name, text in (("--delay", "before its work"), ("--delay-answer", "between its work and its answer")):
+        parser.add_argument(
+            name, action="append", default=[], type=_parse_delay, metavar="METHOD=SECONDS",
+            help=f"let every call of a method wait {text}; may be given several times",
+        )  # fmt: skip
     args = parser.parse_args(argv)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     code = 0
-    run = partial(_serve_until_signal, endpoint=args.endpoint, data_dir=args.data, node_id=args.node_id, role=args.role)
+    program = partial(
+        serve, endpoint=args.endpoint, data_dir=args.data, node_id=args.node_id, role=args.role,
+        before_s=dict(args.delay), after_s=dict(args.delay_answer),
+    )  # fmt: skip
     try:
-        anyio.run(run)
+        anyio.run(_run_until_signal, program)
     except* (BadRequest, OSError) as errors:
         code = 2
         for error in errors.exceptions:
@@ -84,10 +124,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-async def _serve_until_signal(*, endpoint: str, data_dir: Path, node_id: str, role: Role) -> None:
+def _parse_delay(text: str) -> tuple[str, float]:
+    method, _, seconds = text.partition("=")
+    if method not in {rpc.name for rpc in RPCS.values()}:
+        raise argparse.ArgumentTypeError(f"{method!r} is no method of CSI")
+    try:
+        return method, float(seconds)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{seconds!r} is no number of seconds") from None
+
+
+def _to_snake(method: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in method).lstrip("_")
+
+
+async def _run_until_signal(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(serve, endpoint=endpoint, data_dir=data_dir, node_id=node_id, role=role))
+            group.start_soon(program)
             async for _ in signals:
                 group.cancel_scope.cancel()
                 break

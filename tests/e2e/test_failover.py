@@ -1,0 +1,137 @@
+"""Two controllers of one plugin, on two hosts; the one that was called, or its agent, is killed in the middle of calls.
+
+A create, an attach, a detach and a delete hang at it, before or after their effect. The other controller takes all of
+them over: nothing is lost, nothing is there twice, and storage is what the records say. Judges stand before both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import pytest
+from asking import describe_volume
+from cluster import Cluster, Use
+from dev_server import wait_until
+from namespaces import Host, running_lan
+
+from moorage.testing.judge_records import Ended, Started, read_log
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+METHODS = ("CreateVolume", "ControllerPublishVolume", "ControllerUnpublishVolume", "DeleteVolume")
+HANG_S = 600
+NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Cluster]:
+    with running_lan() as lan:
+        yield Cluster(lan, hosts=2)
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    """Each test finds, and leaves, two healthy controllers; no judge has anything to say."""
+    yield running
+    wait_until(lambda: running.healthy_nodes() == 2, "both controllers are healthy")
+    assert running.find_faults() == []
+    assert running.find_doubles() == []
+
+
+def order_controllers(cluster: Cluster) -> tuple[Host, Host]:
+    """The host whose controller is called while both are healthy, and the other one."""
+    one, two = sorted(cluster.hosts, key=lambda host: str(cluster.node(host)["ID"]))
+    return one, two
+
+
+def restart_driver(cluster: Cluster, host: Host, *options: str) -> None:
+    """Another driver process; both controllers are healthy afterwards."""
+    host.jobs["driver"].kill()
+    wait_until(lambda: cluster.healthy_nodes() == 1, "the end of the driver is noticed")
+    cluster.start_driver(host, *options)
+    wait_until(lambda: cluster.healthy_nodes() == 2, "both controllers are healthy")
+
+
+def find_calls(cluster: Cluster, host: Host) -> list[tuple[str, str]]:
+    """(method, status) of each call to the controller on a host; the status is empty while it runs."""
+    lines = list(read_log(cluster.log(host)))
+    ends = {line.id: line.status for line in lines if isinstance(line, Ended)}
+    return [(one.method, ends.get(one.id, "")) for one in lines if isinstance(one, Started) and one.method in METHODS]
+
+
+def read_backend(cluster: Cluster) -> dict[str, list[str]]:
+    """What the storage itself has: the nodes that each volume is attached to, by the volume's ID there."""
+    state = json.loads((cluster.nas / "state.json").read_text())
+    return {key: [one["node_id"] for one in volume["publications"]] for key, volume in state["volumes"].items()}
+
+
+def read_records(cluster: Cluster) -> dict[str, str]:
+    """The volumes on record: their ID at the storage by their own."""
+    ids = [row["ID"] for row in cluster.lan.get("/v1/volumes?type=csi")]
+    return {name: str(cluster.lan.get(f"/v1/volume/csi/{name}")["ExternalID"]) for name in ids}
+
+
+def begin(cluster: Cluster, pool: ThreadPoolExecutor, number: int, second: Host, used: Use) -> tuple[Any, Any, Use]:
+    """A create, an attach, a detach and a delete, all at once: the answers to come, and the use that is to run."""
+    body = describe_volume(f"new-{number}")
+    created = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/new-{number}/create", body)
+    deleted = pool.submit(cluster.lan.ask, "DELETE", f"/v1/volume/csi/old-{number}/delete")
+    used.stop()
+    allocation_id, status, answer = cluster.ask_use(f"idle-{number}", second)
+    assert status == 200, answer
+    return created, deleted, Use(cluster, allocation_id, second, second.place / "mnt" / f"idle-{number}")
+
+
+@pytest.mark.parametrize("victim", ["driver", "agent"])
+@pytest.mark.parametrize("option", ["--delay", "--delay-answer"], ids=["before the effect", "after the effect"])
+def test_the_other_controller_takes_over_what_hangs_at_a_killed_one(cluster: Cluster, victim: str, option: str) -> None:
+    first, second = order_controllers(cluster)
+    number = next(NUMBERS)
+    for name in ("used", "idle", "old"):
+        cluster.create(f"{name}-{number}")
+    used = cluster.use(f"used-{number}", second)
+    restart_driver(cluster, first, *(word for method in METHODS for word in (option, f"{method}={HANG_S}")))
+    done_before = len(find_calls(cluster, second))
+    with ThreadPoolExecutor(2) as pool:
+        created, deleted, use = begin(cluster, pool, number, second, used)
+        hanging = sorted((method, "") for method in METHODS)
+        wait_until(lambda: sorted(c for c in find_calls(cluster, first) if not c[1]) == hanging, "all calls hang")
+        assert find_calls(cluster, second)[done_before:] == []
+        if option == "--delay-answer":
+            wait_until(lambda: are_calls_effective(cluster, number), "they have had their effect", within_s=10)
+        first.jobs[victim].kill()
+        assert created.result()[0] == 200, created.result()
+        assert deleted.result()[0] == 200, deleted.result()
+    wait_until(lambda: use.status == "running", "the attached volume is mounted")
+    used.wait_over()
+    wait_until(lambda: cluster.is_free(f"used-{number}"), "the detached volume is free")
+    assert sorted(find_calls(cluster, second)[done_before:]) == sorted((method, "OK") for method in METHODS)
+
+    records, backend = read_records(cluster), read_backend(cluster)
+    assert sorted(records.values()) == sorted(backend), "storage and records name the same volumes"
+    assert f"old-{number}" not in records
+    assert backend[records[f"new-{number}"]] == []
+    assert backend[records[f"used-{number}"]] == []
+    assert backend[records[f"idle-{number}"]] == [second.name]
+
+    if victim == "agent":
+        first.jobs["driver"].kill()
+    cluster.start_driver(first)
+    if victim == "agent":
+        cluster.start_agent(first)
+    wait_until(lambda: cluster.healthy_nodes() == 2, "both controllers are healthy")
+    use.stop()
+    use.wait_over()
+    assert all(nodes == [] for nodes in read_backend(cluster).values())
+
+
+def are_calls_effective(cluster: Cluster, number: int) -> bool:
+    """Whether the storage shows the effect of all calls that hang."""
+    records, backend = read_records(cluster), read_backend(cluster)
+    if records[f"old-{number}"] in backend or not set(backend) - set(records.values()):
+        return False
+    return backend[records[f"idle-{number}"]] != [] and backend[records[f"used-{number}"]] == []
