@@ -6,13 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 from asking import ask
-from dev_server import Fleet, Program, running_fleet
+from dev_server import IS_GUARDED, Fleet, Program, running_fleet
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked ``guarded`` runs twice: as it is, and over TLS with access control."""
+    if metafunc.definition.get_closest_marker("guarded") and "fleet" in metafunc.fixturenames and not IS_GUARDED:
+        metafunc.parametrize("is_guarded", [False, True], ids=["open", "guarded"])
 
 
 @pytest.fixture
-def fleet() -> Iterator[Fleet]:
+def is_guarded() -> bool:
+    """Whether the test's fleet is guarded."""
+    return IS_GUARDED
+
+
+@pytest.fixture
+def fleet(is_guarded: bool) -> Iterator[Fleet]:
     """A fleet of this test alone; nothing of it may outlive the test."""
-    with running_fleet() as running:
+    with running_fleet(is_guarded=is_guarded) as running:
         yield running
 
 

@@ -152,6 +152,7 @@ def test_copies_of_a_block_volume(fleet: Fleet) -> None:
     check_nothing_left(fleet, url)
 
 
+@pytest.mark.guarded
 def test_a_filesystem_on_a_block_volume_lives_through_kills(fleet: Fleet) -> None:
     server, driver = fleet.start_server(), fleet.start_driver()
     agent = fleet.start_agent(server)

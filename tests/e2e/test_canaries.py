@@ -14,12 +14,21 @@ from typing import Any
 
 import pytest
 from asking import Reply, ask
+from canary_marks import (
+    DRIVER_ENVIRONMENT,
+    PUBLISH_CONTEXT,
+    REFERRED_CREDENTIAL,
+    REFERRED_FILE,
+    REFERRED_VARIABLE,
+)
+from canary_watch import RECORDING
 from dev_server import Fleet, find_port, wait_until
 from talkative_driver import hash_secret
 
 from moorage.testing.canaries import Canaries, Finding
 
 DRIVER = Path(__file__).parents[1] / "support" / "talkative_driver.py"
+REFERRED = (REFERRED_FILE, REFERRED_VARIABLE, REFERRED_CREDENTIAL)
 CAPABILITIES = [{"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}]
 
 
@@ -28,7 +37,10 @@ class Site:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.canaries = Canaries()
+        # The fleet's own search, at its end, knows them too.
+        self.canaries = fleet.watch.canaries
+        # What agents may refer to is said by the settings.
+        fleet.variables = {}
         self.findings: list[Finding] = []
         self.inputs = fleet.place / "inputs"
         (self.inputs / "referred").mkdir(parents=True)
@@ -47,12 +59,15 @@ class Site:
 
     def _write_settings(self) -> None:
         place, canaries = self.fleet.place, self.canaries
-        (self.inputs / "referred" / "password").write_text(canaries.make("referred file") + "\n")
+        (self.inputs / "referred" / "password").write_text(canaries.make_plain(REFERRED_FILE) + "\n")
+        (self.inputs / "credentials").mkdir()
+        (self.inputs / "credentials" / "db").write_text(canaries.make_plain(REFERRED_CREDENTIAL))
         command = [sys.executable, str(DRIVER), "--endpoint", f"unix://{place}/d.sock"]
         command += ["--witness", str(self.witness), "--node-id", "one"]
         command = self.fleet.judge_command(command, socket=place / "d.sock")
-        environment = {"DRIVER_TOKEN": canaries.make_plain("driver environment")}
-        environment["TALKATIVE_CONTEXT"] = canaries.make_plain("publish context")
+        environment = {"DRIVER_TOKEN": canaries.make_plain(DRIVER_ENVIRONMENT)}
+        environment["TALKATIVE_CONTEXT"] = str(self.inputs / "publish-context")
+        (self.inputs / "publish-context").write_text(canaries.make_plain(PUBLISH_CONTEXT))
         pairs = ", ".join(f'{key} = "{value}"' for key, value in environment.items())
         self.settings.write_text(
             f"""
@@ -63,6 +78,7 @@ log_level = "debug"
 retry_cap_s = 0.5
 secret_dirs = ["{self.inputs}/referred"]
 secret_env = ["MOORING_TEST_SECRET"]
+secret_credentials = ["db"]
 [[driver]]
 name = "talk"
 command = {json.dumps(command)}
@@ -107,6 +123,8 @@ environment = {{ {pairs} }}
         secrets = {
             "password": self.canaries.make(f"secret of {volume_id}"),
             "file": f"file:{self.inputs}/referred/password",
+            "credential": "credential:db",
+            "variable": "env:MOORING_TEST_SECRET",
         }
         volume = {
             "ID": volume_id,
@@ -125,8 +143,8 @@ environment = {{ {pairs} }}
 
 @pytest.fixture
 def site(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Site:
-    canaries = Canaries()
-    monkeypatch.setenv("MOORING_TEST_SECRET", canaries.make_plain("referred variable"))
+    monkeypatch.setenv("MOORING_TEST_SECRET", fleet.watch.canaries.make_plain(REFERRED_VARIABLE))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(fleet.place / "inputs" / "credentials"))
     return Site(fleet)
 
 
@@ -273,16 +291,21 @@ def wait_status(site: Site, allocation_id: str, status: str) -> None:
     wait_until(lambda: site.json("GET", path)["ClientStatus"] == status, f"the use is {status}")
 
 
+def is_ours(path: Path) -> bool:
+    """Not a recording of what a server was asked and answered: the fleet's search reads those itself."""
+    return path.suffix != RECORDING
+
+
 def check_silence(site: Site) -> None:
     """Search what the programs left, while they run and after."""
     site.findings += site.canaries.search_processes(site.fleet.find_processes())
     # A judge's log has contexts as they are. Programs run on, so that the write-ahead log is there too.
     skip = [site.inputs, *site.fleet.place.glob("*.calls")]
-    site.findings += site.canaries.search_tree(site.fleet.place, skip=skip)
+    site.findings += site.canaries.search_tree(site.fleet.place, skip=skip, is_wanted=is_ours)
     assert (site.fleet.place / "server" / "state.db-wal").exists()
     site.agent.stop()
     site.server.stop()
-    site.findings += site.canaries.search_tree(site.fleet.place, skip=skip)
+    site.findings += site.canaries.search_tree(site.fleet.place, skip=skip, is_wanted=is_ours)
     assert site.canaries.searched_bytes > 500_000
     assert sorted({(f.place, f.name, f.form) for f in site.findings}) == []
 
@@ -305,7 +328,7 @@ def test_no_secret_of_requests_is_anywhere(site: Site) -> None:
         site,
         {"CreateVolume", "ControllerExpandVolume", "ValidateVolumeCapabilities"}
         | {"CreateSnapshot", "DeleteSnapshot", "ListSnapshots"},
-        {"secret of web", "referred file", "snapshot", "list", "CLI flag", "secret of cli", "secret of bad-1"},
+        {"secret of web", "snapshot", "list", "CLI flag", "secret of cli", "secret of bad-1", *REFERRED},
     )
     check_silence(site)
 
@@ -329,7 +352,7 @@ def test_no_secret_of_uses_is_anywhere(site: Site) -> None:
     site.json("DELETE", "/v1/volume/csi/web/delete", headers=delete)
     look_at_everything(site, allocation_id)
     methods = {"ControllerPublishVolume", "ControllerUnpublishVolume", "NodeStageVolume", "NodePublishVolume"}
-    check_arrived(site, methods | {"DeleteVolume"}, {"secret of web", "referred file", "delete"})
+    check_arrived(site, methods | {"DeleteVolume"}, {"secret of web", "delete", *REFERRED})
     check_silence(site)
 
 
@@ -396,5 +419,5 @@ def test_no_token_is_anywhere_but_in_the_answer_that_made_it(fleet: Fleet) -> No
     subprocess.run(program, env=environment, check=True, capture_output=True, timeout=50)
     assert bundle.stat().st_size > 1000
     found = canaries.search_processes(fleet.find_processes())
-    found += canaries.search_tree(fleet.place, skip=[settings.parent, secret_files[0]])
+    found += canaries.search_tree(fleet.place, skip=[settings.parent, secret_files[0]], is_wanted=is_ours)
     assert found == []

@@ -15,18 +15,10 @@ from threading import Thread
 
 import anyio
 import pytest
-from dev_server import (
-    IS_JUDGED,
-    JUDGED_PROGRAM,
-    MARK,
-    Identity,
-    find_ordinary_identity,
-    find_port,
-    list_marked,
-    wait_until,
-)
+from dev_server import IS_JUDGED, JUDGED_PROGRAM, MARK, find_port, list_marked, wait_until
 from left_behind import find_mounts
 from served_driver import check_log
+from who_runs import Identity, find_ordinary_identity
 
 from moorage.csi.client import DriverClient
 from moorage.model import steps

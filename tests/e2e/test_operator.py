@@ -10,14 +10,18 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
 from asking import describe_volume, get, put
 from dev_server import Fleet, Program
+from guarding import find_door
+
+pytestmark = pytest.mark.guarded
 
 
 def run_cli(fleet: Fleet, server: Program, *words: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MOORAGE_", "NOMAD_"))}
-    environment["MOORAGE_ADDR"] = server.url
+    environment |= find_door(server.url).variables()
     program = [sys.executable, "-m", "moorage", *words]
     done = subprocess.run(
         program, env=environment, capture_output=True, text=True, timeout=50, check=False, cwd=fleet.place

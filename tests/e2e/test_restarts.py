@@ -19,13 +19,12 @@ from asking import ask, delete, describe_volume, get, list_external, put
 from dev_server import (
     IS_JUDGED,
     Fleet,
-    Identity,
     Program,
-    find_ordinary_identity,
     running_fleet,
     wait_until,
 )
 from left_behind import find_mounts
+from who_runs import Identity, find_ordinary_identity
 
 LINES = 1000
 
@@ -186,6 +185,7 @@ def ordinary_fleet() -> Iterator[Fleet]:
 
 @pytest.mark.root
 @pytest.mark.slow
+@pytest.mark.guarded
 def test_no_bind_mount_is_lost_when_any_part_is_killed(fleet: Fleet) -> None:
     url, parts = start_parts(fleet)
     write_through_restarts(fleet, url, parts)

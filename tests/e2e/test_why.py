@@ -13,6 +13,7 @@ import anyio
 import pytest
 from asking import ask, describe_volume, get, list_external, put
 from dev_server import Fleet, Program, wait_until
+from guarding import find_door
 
 from moorage.csi.client import DriverClient
 from moorage.model.steps import Created, CreateVolume, DeleteVolume, Done
@@ -25,7 +26,7 @@ def run_cli(fleet: Fleet, server: Program, *words: str, said: str = "") -> tuple
     """Exit code, stdout and stderr of a command."""
     program = [fleet.identity.interpreter, "-m", "moorage", *words]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MOORAGE_", "NOMAD_"))}
-    environment["MOORAGE_ADDR"] = server.url
+    environment |= find_door(server.url).variables()
     done = subprocess.run(program, input=said, env=environment, capture_output=True, text=True, timeout=50, check=False)
     return done.returncode, done.stdout, done.stderr
 
@@ -57,6 +58,7 @@ def parts(fleet: Fleet) -> tuple[Program, Program, Program]:
     return server, driver, fleet.start_agent(server)
 
 
+@pytest.mark.guarded
 def test_why_follows_a_volume_from_ready_to_stuck_and_back(fleet: Fleet, parts: tuple[Program, ...]) -> None:
     server, driver, _ = parts
     wait_until(lambda: get(server.url, "/v1/plugins?type=csi"), "the plugin is known")

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from canary_marks import HEADER_SECRET, MARKED, TOKEN, VOLUME_SECRET
+from guarding import Door, find_door
+
 ANSWER_S = 60.0
-# A secret of every volume that tests describe; what a fleet leaves behind is searched for it.
-CANARY = "canary/c41f7d0e2b7a9e65\\of every volume"
+_TOKENS = ("x-nomad-token", "authorization")
+_SECRETS = "X-Nomad-CSI-Secrets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +41,20 @@ class Reply:
 
 
 def ask(url: str, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
-    """Ask once, on a connection of its own. ``body``: bytes go as they are, anything else as JSON.
+    """Ask once, on a connection of its own, as the server's door wants it. ``body``: bytes go as they are, anything
+    else as JSON.
 
     Raises OSError or HTTPException when no whole answer comes.
     """
     parts = urlsplit(url)
     assert parts.hostname is not None
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    door = find_door(url)
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER_S)
+    if door.context is not None:
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=ANSWER_S, context=door.context)
     try:
-        connection.request(method, path, body=content, headers=dict(headers or {}))
+        connection.request(method, path, body=content, headers=_add_headers(door, method, path, headers or {}))
         answer = connection.getresponse()
         return Reply(
             status=answer.status,
@@ -56,6 +63,19 @@ def ask(url: str, method: str, path: str, *, body: object = None, headers: Mappi
         )
     finally:
         connection.close()
+
+
+def _add_headers(door: Door, method: str, path: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with the door's token; or with marks where nobody looks at them, in writes: reads stay bare."""
+    given = {name.lower() for name in headers}
+    added: dict[str, str] = {}
+    if door.token and not given.intersection(_TOKENS):
+        added["X-Nomad-Token"] = door.token
+    elif door.is_marked and method != "GET" and not given.intersection(_TOKENS):
+        added["X-Nomad-Token"] = MARKED[TOKEN]
+    if door.is_marked and method != "GET" and path.startswith("/v1/volume") and _SECRETS.lower() not in given:
+        added[_SECRETS] = f"marked={MARKED[HEADER_SECRET]}"
+    return {**headers, **added}
 
 
 def get(url: str, path: str) -> Any:
@@ -88,7 +108,7 @@ def describe_volume(volume_id: str, *, access_mode: str = "single-node-writer", 
         "RequestedCapacityMin": size,
         "RequestedCapacityMax": size,
         "RequestedCapabilities": [capability],
-        "Secrets": {"password": CANARY},
+        "Secrets": {"password": MARKED[VOLUME_SECRET]},
     }
     return {"Volumes": [volume]}
 

@@ -5,6 +5,7 @@ A writer on the host that holds a volume numbers its lines, forces each to disk,
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import uuid
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from asking import describe_volume
+from canary_marks import MARKS, PUBLISH_CONTEXT
 from dev_server import wait_until
 from namespaces import Host, Job, Lan, now_ns
 
 from moorage.testing.driver_judge import format_finding, judge_logs, note_gone
 from moorage.testing.judge_records import Ended, Started, read_log
+from moorage.testing.shared_state import CONTEXT_FILE
 
 LEASE_S = 3.0
 GRACE_S = 4.0
@@ -43,6 +46,8 @@ class Cluster:
         self.lan = lan
         self.nas = lan.place / "nas"
         self.nas.mkdir()
+        # The driver tells it every node that a volume is attached to.
+        (self.nas / CONTEXT_FILE).write_text(json.dumps({"chap": MARKS.make_plain(PUBLISH_CONTEXT)}))
         self._options = ("--lease-s", str(LEASE_S), "--grace-s", str(GRACE_S), *options)
         lan.start_server(*self._options)
         for _ in range(hosts):

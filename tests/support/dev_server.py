@@ -14,7 +14,6 @@ import random
 import re
 import shutil
 import signal
-import site
 import socket
 import stat
 import subprocess
@@ -22,17 +21,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from asking import CANARY
+from canary_marks import MARKS, REFERRED_NAME, REFERRED_VARIABLE
+from canary_watch import RECORDING, Watch
+from guarding import Door, copy_certificates, find_door, note_door, open_door, server_variables
 from left_behind import take_away
+from parting import part
+from recording import RECORD
+from who_runs import Identity
 
-import moorage
-from moorage.testing.canaries import Canaries
-
-LEAK_BYTES_MAX = 64 << 20
 T = TypeVar("T")
 
 READY_S = 30.0
@@ -45,7 +44,11 @@ MARK = "MOORING_TEST"
 IS_JUDGED = os.environ.get("MOORAGE_TEST_JUDGE") != "0"
 JUDGE = "moorage.testing.driver_judge"
 JUDGED_PROGRAM = Path(__file__).with_name("judged_program.py")
-NOBODY = 65534
+WATCHED = (str(Path(__file__).with_name("watched_program.py")),)
+# Set to 1, every fleet that can is guarded: TLS and access control; those marked for it are in any case, once.
+IS_GUARDED = os.environ.get("MOORAGE_TEST_GUARDED") == "1"
+# What agents may refer to, and the mark in it.
+REFERRING = {"MOORAGE_AGENT_SECRET_ENV": REFERRED_NAME, REFERRED_NAME: MARKS.make_plain(REFERRED_VARIABLE)}
 MOORAGE = ("-m", "moorage")
 _SETTINGS = ("MOORAGE_", "NOMAD_")
 _DRIVER_READY = re.compile(r"\bready\b.* endpoint=")
@@ -84,38 +87,6 @@ def list_marked(place: Path) -> list[int]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Who runs a program, and by which interpreter. ``user`` None: whoever runs the tests."""
-
-    user: int | None = None
-    interpreter: str = sys.executable
-
-    def popen_options(self, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """What Popen needs for it."""
-        environment = dict(os.environ if environment is None else environment)
-        if self.user is None:
-            return {"env": environment}
-        # Another interpreter does not know the environment that this one runs in.
-        paths = [*site.getsitepackages(), str(Path(moorage.__path__[0]).parent)]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        return {"env": environment, "user": self.user, "group": self.user, "extra_groups": []}
-
-
-def find_ordinary_identity() -> Identity | None:
-    """An ordinary user: the one who runs the tests, or, for root, nobody. None when nobody cannot run our programs."""
-    if os.geteuid() != 0:
-        return Identity()
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    for interpreter in (sys.executable, f"/usr/bin/python{version}", f"/usr/local/bin/python{version}"):
-        identity = Identity(user=NOBODY, interpreter=interpreter)
-        command = [interpreter, "-c", "import moorage.serve.dev, grpc, apsw, uvloop, httptools"]
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            subprocess.run(command, cwd="/", capture_output=True, check=True, **identity.popen_options())
-            return identity
-    return None
-
-
 class Program:
     """One program of a fleet, which may be ended and started again. ``url`` is empty for what serves no HTTP."""
 
@@ -128,6 +99,7 @@ class Program:
         identity: Identity,
         url: str = "",
         module: Sequence[str] = MOORAGE,
+        variables: Mapping[str, str] = REFERRING,
     ) -> None:
         self.words = [identity.interpreter, *module, *words]
         self.name = name
@@ -137,7 +109,13 @@ class Program:
         self.starts = 0
         self._identity = identity
         self._place = place
+        self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -154,7 +132,8 @@ class Program:
         """Start it, and return at once."""
         assert self._process is None, f"{self.name} runs already"
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
-        environment |= {MARK: str(self._place), "HOME": str(self._place)}
+        environment |= {MARK: str(self._place), "HOME": str(self._place), **self._variables}
+        environment[RECORD] = str(self._place / f"{self.name}{RECORDING}")
         with self.out_file.open("wb") as out, self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self.words,
@@ -174,7 +153,7 @@ class Program:
         assert self._process is not None
         code = self._process.poll()
         assert code is None, f"{self.name} ended with code {code}:\n{self.log[-2000:]}"
-        if self.words[3] == "driver":
+        if "driver" in self.words[:4]:
             return len(_DRIVER_READY.findall(self.log)) >= self.starts
         return b"ready " in self.out_file.read_bytes()
 
@@ -212,8 +191,11 @@ class Program:
 class Fleet:
     """Programs that work together below one directory."""
 
-    def __init__(self, identity: Identity | None = None) -> None:
+    def __init__(self, identity: Identity | None = None, *, is_guarded: bool = IS_GUARDED) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="moor-", dir="/tmp")).resolve()
+        self.is_guarded = is_guarded
+        self.variables: Mapping[str, str] = REFERRING
+        self.watch = Watch(self.place)
         self.identity = identity or Identity()
         self.programs: list[Program] = []
         self.leaks: list[str] = []
@@ -232,13 +214,41 @@ class Fleet:
         """`moorage dev`, ready: its driver is healthy."""
         port = find_port()
         words = ["dev", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "dev"), "--plugin-id", plugin_id]
-        return self._start([*words, *options], "dev", url=f"http://127.0.0.1:{port}", module=self.dev_module(str(port)))
+        return self._serve([*words, *options], "dev", port, module=self.dev_module(str(port)))
 
     def start_server(self, *options: str, scheme: str = "http") -> Program:
         """`moorage server`, ready."""
         port = find_port()
         words = ["server", "--bind", f"127.0.0.1:{port}", "--data-dir", str(self.place / "server"), *options]
-        return self._start(words, "server", url=f"{scheme}://127.0.0.1:{port}")
+        return self._serve(words, "server", port, module=WATCHED, scheme=scheme)
+
+    def _serve(self, words: list[str], name: str, port: int, *, module: Sequence[str], scheme: str = "http") -> Program:
+        """A program that serves, guarded if the fleet is and the words do not say how it is to be guarded."""
+        url = f"{scheme}://127.0.0.1:{port}"
+        if scheme == "https" or "--acl" in words:
+            return self._start(words, name, url=url, module=module)
+        if not self.is_guarded:
+            note_door(Door(url=url, is_marked=True))
+            return self._start(words, name, url=url, module=module)
+        url = f"https://127.0.0.1:{port}"
+        program = self._start(words, name, url=url, module=module, more=server_variables(self.tls))
+        open_door(url, self.tls, self.join_token_file)
+        self.watch.counts["guarded fleets"] += 1
+        return program
+
+    @property
+    def tls(self) -> Path:
+        """Certificates of this fleet, for whoever runs its programs."""
+        place = self.place / "tls"
+        if not place.exists():
+            for path in (copy_certificates(place), *place.iterdir()):
+                self._give(path)
+        return place
+
+    @property
+    def join_token_file(self) -> Path:
+        """Where the agents of a guarded fleet find their join token."""
+        return self.place / "join-token"
 
     def start_driver(self, at: Path | None = None) -> Program:
         """`moorage driver local`, ready; its socket is ``at``, which is ``driver_socket`` if nothing is said."""
@@ -266,7 +276,7 @@ class Fleet:
 
     def dev_module(self, log: str) -> Sequence[str]:
         """The module words of `moorage dev` whose embedded driver stands behind a judge."""
-        return [str(JUDGED_PROGRAM), str(self.place / f"{log}.calls")] if IS_JUDGED else MOORAGE
+        return [str(JUDGED_PROGRAM), str(self.place / f"{log}.calls")] if IS_JUDGED else WATCHED
 
     @property
     def driver_socket(self) -> Path:
@@ -276,10 +286,37 @@ class Fleet:
     def start_agent(self, server: Program, *, plugin_id: str = "hostpath") -> Program:
         """`moorage agent` for the fleet's driver, ready: the server knows it."""
         words = ["agent", "--server", server.url, "--data-dir", str(self.place / "agent")]
-        return self._start([*words, "--plugin", f"{plugin_id}=unix://{self.driver_socket}"], "agent")
+        return self.start_agent_with([*words, "--plugin", f"{plugin_id}=unix://{self.driver_socket}"], server)
 
-    def _start(self, words: Sequence[str], name: str, *, url: str = "", module: Sequence[str] = MOORAGE) -> Program:
-        program = Program(words, self.place, name=name, identity=self.identity, url=url, module=module)
+    def start_agent_with(self, words: Sequence[str], server: Program) -> Program:
+        """`moorage agent` with these words, ready, with what it takes to join a server that is guarded."""
+        door = find_door(server.url)
+        more: dict[str, str] = {}
+        if door.token:
+            more = {"MOORAGE_AGENT_CA_FILE": door.ca_file, "MOORAGE_AGENT_JOIN_TOKEN_FILE": str(self.join_token_file)}
+            self._give(self.join_token_file)
+        return self._start(words, "agent", more=more)
+
+    def _start(
+        self,
+        words: Sequence[str],
+        name: str,
+        *,
+        url: str = "",
+        module: Sequence[str] | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> Program:
+        if module is None:
+            module = WATCHED if words[0] == "server" else MOORAGE
+        program = Program(
+            words,
+            self.place,
+            name=name,
+            identity=self.identity,
+            url=url,
+            module=module,
+            variables={**self.variables, **(more or {})},
+        )
         self.programs.append(program)
         program.restart()
         return program
@@ -300,10 +337,10 @@ class Fleet:
 
     def close(self) -> list[int]:
         """Stop everything, show the logs, remove the directory; returns processes that stayed, which it then kills."""
+        self._part()
         for program in reversed(self.programs):
             program.clean()
         left = self._wait_gone()
-        self.leaks = find_leaks(self.place)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -312,28 +349,23 @@ class Fleet:
             print(f"--- {program.name}: the last of {len(lines)} lines logged in {program.starts} starts")
             print("\n".join(line[:600] for line in lines[-LOG_TAIL_LINES:]))
         take_away(self.place)
+        self.watch.search()
+        self.leaks = self.watch.list_leaks()
         shutil.rmtree(self.place, onerror=_make_writable)
         return left
+
+    def _part(self) -> None:
+        """The last requests, with the programs still running; and a look at their arguments and environments."""
+        for program in self.programs:
+            if program.is_running and program.url.startswith("http"):
+                self.watch.counts["parting words"] += part(find_door(program.url), self.place)
+        self.watch.search_running(self.find_processes())
 
     def _wait_gone(self) -> list[int]:
         ends_s = time.monotonic() + STOP_S
         while (left := self.find_processes()) and time.monotonic() < ends_s:
             time.sleep(0.02)
         return left
-
-
-def find_leaks(place: Path) -> list[str]:
-    """Where in what programs wrote below a directory the secret of every volume is; volumes' own data is left out."""
-    canaries = Canaries()
-    canaries.add("of every volume", CANARY)
-    names = ("*.log", "*.out", "*.db*", "*.json", "*.jsonl", "*.calls", "audit.log*")
-    files = {path for name in names for path in place.rglob(name) if path.is_file() and not path.is_symlink()}
-    found: list[str] = []
-    for path in sorted(files):
-        with contextlib.suppress(OSError):
-            if path.stat().st_size <= LEAK_BYTES_MAX:
-                found += [f"{f.place} ({f.form})" for f in canaries.search(path.read_bytes(), str(path))]
-    return found
 
 
 def _make_writable(function: Callable[..., object], path: str, error: object) -> None:
@@ -344,9 +376,9 @@ def _make_writable(function: Callable[..., object], path: str, error: object) ->
 
 
 @contextlib.contextmanager
-def running_fleet(identity: Identity | None = None) -> Iterator[Fleet]:
+def running_fleet(identity: Identity | None = None, *, is_guarded: bool = IS_GUARDED) -> Iterator[Fleet]:
     """A fleet that is closed at the end; a process that outlives its program fails the test."""
-    fleet = Fleet(identity)
+    fleet = Fleet(identity, is_guarded=is_guarded)
     try:
         yield fleet
     except BaseException:
@@ -356,4 +388,4 @@ def running_fleet(identity: Identity | None = None) -> Iterator[Fleet]:
     left = fleet.close()
     assert not left, f"processes {left} outlived the programs that started them"
     assert not faults, "\n".join(faults)
-    assert not fleet.leaks, f"a secret is in {fleet.leaks}"
+    assert not fleet.leaks, "secrets are in\n" + "\n".join(fleet.leaks)

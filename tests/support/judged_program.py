@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+from recording import find_path, install
 
 from moorage.__main__ import main
 from moorage.serve import node
@@ -32,4 +33,6 @@ def embed_judged_driver(name: str, *, socket: Path, data_dir: Path, node_id: str
 if __name__ == "__main__":
     LOG = sys.argv.pop(1)
     node.embed_driver = embed_judged_driver
+    if find_path():
+        install(find_path())
     main()

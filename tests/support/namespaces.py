@@ -29,7 +29,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dev_server import find_leaks, wait_until
+from canary_marks import HEADER_SECRET, MARKED
+from canary_watch import RECORDING, Watch
+from dev_server import MARK, REFERRING, WATCHED, list_marked, wait_until
+from guarding import Door
+from parting import part
+from recording import RECORD
 
 from moorage.cli.main import main
 
@@ -63,6 +68,9 @@ class Job:
         self.out_file = place / f"{name}.out"
         self.log_file = place / f"{name}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MOORAGE_", "NOMAD_"))}
+        environment |= {**REFERRING, RECORD: str(place / f"{name}{RECORDING}")}
+        # Of a host's place and of the switch's: the Lan's.
+        environment[MARK] = str(next(p for p in (place, *place.parents) if p.name.startswith("lan-")))
         with self.out_file.open("wb") as out, self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_TIED, *enter, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=log, cwd=place, env=environment
@@ -225,12 +233,14 @@ class Lan:
         self.hosts: list[Host] = []
         self.is_quiet = False
         self.leaks: list[str] = []
+        self.watch = Watch(self.place)
         self.server: Job | None = None
         self.url = f"https://{SWITCH_ADDRESS}:{SERVER_PORT}"
         self.tls = self.place / "tls"
         self.make_certificate("ca")
         self.make_certificate("server", "-host", SWITCH_ADDRESS)
-        self._context = ssl.create_default_context(cafile=str(self.tls / "ca.pem"))
+        self.door = Door(url=self.url, ca_file=str(self.tls / "ca.pem"))
+        self.door.context = ssl.create_default_context(cafile=self.door.ca_file)
         self._switch = subprocess.Popen(
             [*_TIED, "unshare", "--net", "sh", "-c", "ip link set lo up; exec sleep 100000"], stdin=subprocess.DEVNULL
         )
@@ -265,16 +275,19 @@ class Lan:
 
     def start_server(self, *options: str) -> None:
         """Start `moorage server` at the switch; its records stay when it was started before."""
-        words = [sys.executable, "-m", "moorage", "server", "--bind", f"{SWITCH_ADDRESS}:{SERVER_PORT}"]
+        words = [sys.executable, *WATCHED, "server", "--acl", "--bind", f"{SWITCH_ADDRESS}:{SERVER_PORT}"]
         words += ["--data-dir", str(self.place / "server"), "--tls-verify-client", "agents", *options]
         words += ["--tls-cert-file", f"{self.tls}/server.pem", "--tls-key-file", f"{self.tls}/server-key.pem"]
         words += ["--tls-ca-file", f"{self.tls}/ca.pem"]
         self.server = Job(self.enter_switch, words, name="server", place=self.place, forks=False)
         self.server.wait_ready()
+        if not self.door.token:
+            self.door.token = self.put("/v1/acl/bootstrap")["SecretID"]
+            self.watch.counts["guarded fleets"] += 1
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """The status and the JSON, or the text, of an answer of the server."""
-        return self._asker.submit(_ask, self._context, method, path, body).result(ANSWER_S + 5)
+        return self._asker.submit(_ask, self.door, method, path, body).result(ANSWER_S + 5)
 
     def get(self, path: str) -> Any:
         """The JSON of a GET that must succeed."""
@@ -301,7 +314,8 @@ class Lan:
             "--ca-cert",
             f"{self.tls}/ca.pem",
         ]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        environment = os.environ | self.door.variables()
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=environment)
         assert found.returncode == 0, f"moorage {' '.join(words)}: {found.stderr}"
         return found.stdout
 
@@ -309,13 +323,25 @@ class Lan:
         """Switch everything off, show the logs, search for the volumes' secret, remove the directory."""
         with contextlib.ExitStack() as ends:
             ends.callback(shutil.rmtree, self.place, ignore_errors=True)
-            ends.callback(lambda: self.leaks.extend(find_leaks(self.place)))
+            ends.callback(self._search)
             ends.callback(self._switch.wait)
             ends.callback(self._switch.kill)
             ends.callback(self._asker.shutdown)
             ends.callback(self._close_server)
             for host in self.hosts:
                 ends.callback(host.close)
+            ends.callback(self._part)
+
+    def _part(self) -> None:
+        """The last requests, with the programs still running; and a look at their arguments and environments."""
+        if self.server is not None and self.server.is_running:
+            said = self._asker.submit(part, self.door, self.place).result(60)
+            self.watch.counts["parting words"] += said
+        self.watch.search_running(list_marked(self.place))
+
+    def _search(self) -> None:
+        self.watch.search()
+        self.leaks.extend(self.watch.list_leaks())
 
     def _close_server(self) -> None:
         if self.server is not None:
@@ -333,7 +359,7 @@ def running_lan() -> Iterator[Lan]:
         yield lan
     finally:
         lan.close()
-    assert not lan.leaks, f"a secret is in {lan.leaks}"
+    assert not lan.leaks, "secrets are in\n" + "\n".join(lan.leaks)
 
 
 def _enter_network(pid: int) -> None:
@@ -343,10 +369,13 @@ def _enter_network(pid: int) -> None:
         assert libc.setns(file.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
 
 
-def _ask(context: ssl.SSLContext, method: str, path: str, body: object) -> tuple[int, Any]:
-    connection = http.client.HTTPSConnection(SWITCH_ADDRESS, SERVER_PORT, timeout=ANSWER_S, context=context)
+def _ask(door: Door, method: str, path: str, body: object) -> tuple[int, Any]:
+    connection = http.client.HTTPSConnection(SWITCH_ADDRESS, SERVER_PORT, timeout=ANSWER_S, context=door.context)
+    headers = {"X-Nomad-Token": door.token} if door.token else {}
+    if method != "GET" and path.startswith("/v1/volume"):
+        headers["X-Nomad-CSI-Secrets"] = f"marked={MARKED[HEADER_SECRET]}"
     try:
-        connection.request(method, path, body=None if body is None else json.dumps(body).encode())
+        connection.request(method, path, body=None if body is None else json.dumps(body).encode(), headers=headers)
         answer = connection.getresponse()
         content = answer.read()
         is_json = (answer.getheader("content-type") or "").startswith("application/json")

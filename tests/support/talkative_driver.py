@@ -90,7 +90,8 @@ class Driver:
             case "CreateVolume":
                 text = f'volume {{ volume_id: "id-{request.name}" capacity_bytes: 1048576 }}'
             case "ControllerPublishVolume":
-                text = f'publish_context {{ key: "chap" value: "{os.environ["TALKATIVE_CONTEXT"]}" }}'
+                context = Path(os.environ["TALKATIVE_CONTEXT"]).read_text()
+                text = f'publish_context {{ key: "chap" value: "{context}" }}'
             case "ControllerExpandVolume":
                 text = f"capacity_bytes: {request.capacity_range.required_bytes}"
             case "CreateSnapshot":

@@ -6,11 +6,13 @@ import base64
 import gzip
 import json
 import os
+import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
+import zstandard
 
 from moorage.testing.canaries import Canaries
 
@@ -21,11 +23,13 @@ def test_every_form_is_found(tmp_path: Path) -> None:
     canaries.make("other")
     data = value.encode()
     texts = [data, json.dumps(value).encode(), json.dumps({"a": json.dumps(value)}).encode(), quote(value).encode()]
-    texts += [data.hex().encode(), gzip.compress(b"x" + data)]
+    texts += [data.hex().encode(), data.hex().upper().encode(), gzip.compress(b"x" + data)]
+    texts += [zlib.compress(b"x" + data), zstandard.ZstdCompressor().compress(b"x" + data)]
     texts += [base64.b64encode(b"abcdefg"[:n] + data + b"tail"[: n % 3]) for n in range(7)]
     texts[3] = quote(value, safe="").encode()
     for text in texts:
-        found = canaries.search(b"before " + text + b" after" if not text.startswith(b"\x1f") else text, "here")
+        is_packed = text.startswith((b"\x1f", b"\x78", b"\x28"))
+        found = canaries.search(text if is_packed else b"before " + text + b" after", "here")
         assert {finding.name for finding in found} == {"one"}, text
     assert canaries.search(b"canary " * 100, "here") == []
 
@@ -48,9 +52,30 @@ def test_files_their_names_and_archives_are_searched(tmp_path: Path) -> None:
     assert not any("skipped" in place for place in places)
 
 
-def test_arguments_of_processes_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_processes_are_searched() -> None:
     canaries = Canaries()
     words = Path(f"/proc/{os.getpid()}/cmdline").read_bytes().split(b"\0")
-    canaries._values["self"] = words[0].decode()
-    canaries._forms["self"] = {"plain": words[0]}
+    canaries.add("self", words[0].decode())
     assert canaries.search_processes([os.getpid()])
+
+
+def test_environments_of_processes_are_searched() -> None:
+    canaries = Canaries()
+    with subprocess.Popen(["sleep", "60"], env={"X": f"a{canaries.make_plain('variable')}b"}) as process:
+        while Path(f"/proc/{process.pid}/comm").read_bytes() != b"sleep\n":
+            pass
+        found = canaries.search_environments([process.pid])
+        process.kill()
+    assert [finding.name for finding in found] == ["variable"]
+
+
+def test_a_canary_that_was_cut_is_found_and_strangers_secrets_are() -> None:
+    canaries = Canaries()
+    value = canaries.make("one")
+    assert canaries.search(value[:20].encode(), "here")
+    assert canaries.search(gzip.compress(value.encode() + os.urandom(9000))[:4000], "a stream that was cut")
+    canaries.add("token", "5e2f3a52-3a86-4c53-9a8e-0d6e3a9b1c77")
+    canaries.add_bytes("key", bytes(range(32)))
+    assert [f.name for f in canaries.search(b"x 5e2f3a52-3a86-4c53-9a8e-0d6e3a9b1c77", "here")] == ["token"]
+    assert [f.name for f in canaries.search(b"ab" + base64.b64encode(b"z" + bytes(range(32))), "here")] == ["key"]
+    assert canaries.names_in(json.dumps({"a": value}).encode()) == {"one"}

@@ -144,7 +144,9 @@ class SharedController:
                 changes.put(msgspec.structs.replace(volume, publications=(*volume.publications, wanted)))
 
         await anyio.to_thread.run_sync(work)
-        return csi.ControllerPublishVolumeResponse(publish_context={"node": node_id})
+        # What drivers tell nodes here is often a secret, such as a password of CHAP.
+        context = {"node": node_id} | self._storage.read_context()
+        return csi.ControllerPublishVolumeResponse(publish_context=context)
 
     async def controller_unpublish_volume(
         self, request: csi.ControllerUnpublishVolumeRequest

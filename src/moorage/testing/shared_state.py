@@ -19,6 +19,9 @@ import msgspec
 from moorage.csi.local.records import VolumeRecord
 from moorage.csi.local.storage import Storage, sync_directory
 
+# What every node is told beside its name when a volume is attached to it, as a JSON object; not there: nothing.
+CONTEXT_FILE = "publish-context"
+
 
 class _Content(msgspec.Struct, kw_only=True):
     serial: int = 0
@@ -52,6 +55,14 @@ class SharedStorage(Storage):
     def volumes(self) -> list[VolumeRecord]:
         """All volumes, oldest first."""
         return sorted(self._read().volumes.values(), key=lambda volume: volume.serial)
+
+    def read_context(self) -> dict[str, str]:
+        """What CONTEXT_FILE says."""
+        try:
+            with open(os.path.join(self.directory, CONTEXT_FILE), "rb") as file:
+                return msgspec.json.decode(file.read(), type=dict[str, str])
+        except FileNotFoundError:
+            return {}
 
     @contextmanager
     def changing(self) -> Iterator[Changes]:
