@@ -31,9 +31,13 @@ class Got:
 
 
 class Asker(asyncio.Protocol):
-    """One connection. ``make``: the bytes of the next request; None: there is none."""
+    """One connection. ``make``: the bytes of the next request; None: there is none. ``is_staying``: it is left open
+    then."""
 
-    def __init__(self, make: Callable[[], bytes | None], got: Got, done: Callable[[], None]) -> None:
+    def __init__(
+        self, make: Callable[[], bytes | None], got: Got, done: Callable[[], None], *, is_staying: bool = False
+    ) -> None:
+        self._is_staying = is_staying
         self._make, self._got, self._done = make, got, done
         self._head = bytearray()
         self._left = -1
@@ -64,6 +68,11 @@ class Asker(asyncio.Protocol):
         if not self._is_over:
             self._is_over = True
             self._done()
+        if not self._is_staying:
+            self.close()
+
+    def close(self) -> None:
+        """End the connection."""
         assert self._transport is not None
         self._transport.close()
 
@@ -97,9 +106,16 @@ class Asker(asyncio.Protocol):
 
 
 async def drive(
-    host: str, port: int, make: Callable[[], bytes | None], *, connections: int, seconds: float | None = None
+    host: str,
+    port: int,
+    make: Callable[[], bytes | None],
+    *,
+    connections: int,
+    seconds: float | None = None,
+    is_closing_last: bool = False,
 ) -> Got:
-    """Ask over so many connections until ``make`` has no more, or for so long."""
+    """Ask over so many connections until ``make`` has no more, or for so long. ``is_closing_last``: no connection is
+    closed before the last answer has come. At most 1,000 of them come from one address."""
     loop = asyncio.get_running_loop()
     got, ends_s = Got(), None if seconds is None else time.perf_counter() + seconds
     left, over = connections, asyncio.Event()
@@ -114,10 +130,17 @@ async def drive(
             over.set()
 
     began_s = time.perf_counter()
-    for _ in range(connections):
-        await loop.create_connection(lambda: Asker(next_request, got, done), host, port)
+    askers: list[Asker] = []
+    for number in range(connections):
+        own = (f"127.0.0.{2 + number // 1000}", 0) if connections > 1000 else None
+        _, asker = await loop.create_connection(
+            lambda: Asker(next_request, got, done, is_staying=is_closing_last), host, port, local_addr=own
+        )
+        askers.append(asker)
     await over.wait()
     got.took_s = time.perf_counter() - began_s
+    for asker in askers if is_closing_last else ():
+        asker.close()
     return got
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import pyperf
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
-from many_volumes import Kit, Line, many_volumes
+import anyio.lowlevel
+from many_volumes import Kit, Line, a_volume, many_volumes, put_volumes
 
 from moorage.log import configure_logging
 
@@ -65,6 +67,32 @@ def _make(portal: BlockingPortal, kit: Kit, make: Callable[[int], tuple[str, str
     return measure
 
 
+def _make_waking(portal: BlockingPortal, kit: Kit, target: str) -> Callable[[int], float]:
+    """A function of a number of waiters that tells how long it takes to wake and answer them, in seconds."""
+    numbers = itertools.count()
+
+    async def run(count: int) -> float:
+        first = Line(kit)
+        index = kit.service.reads.volumes_index
+        data = f"GET {target}{'&' if '?' in target else '?'}index={index}&wait=60s HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        lines = [Line(kit, beside=first, address=f"10.0.{n // 250_000}.{n // 1000 % 250}") for n in range(count)]
+        for line in lines:
+            line.protocol.data_received(data)
+        began_s = time.perf_counter()
+        await put_volumes(kit, [a_volume(42, name=f"new-{next(numbers)}")])
+        while not lines[-1].wire.writes:
+            await anyio.lowlevel.checkpoint()
+        took_s = time.perf_counter() - began_s
+        for line in lines:
+            line.protocol.connection_lost(None)
+        return took_s
+
+    def measure(loops: int) -> float:
+        return float(portal.call(run, loops))
+
+    return measure
+
+
 def _pass_on(command: list[str], args: Any) -> None:
     """Tell the workers what was asked for."""
     command += ["--volumes", str(args.volumes), "--only", args.only]
@@ -79,9 +107,11 @@ def main() -> None:
     parser.add_argument("--only", default="")
     args = runner.parse_args()
     targets = {k: v for k, v in _targets(args.volumes).items() if args.only in ("", k)}
+    wakings = {"wake read": "/v1/volume/csi/vol-000042", "wake page": f"{LIST}&per_page=50"}
+    wakings = {k: v for k, v in wakings.items() if args.only in ("", k)}
     if not args.worker:
         # The parent only starts processes.
-        for name in targets:
+        for name in (*targets, *wakings):
             runner.bench_time_func(name, lambda loops: 0.0)
         return
     with (
@@ -90,6 +120,10 @@ def main() -> None:
     ):
         for name, make in targets.items():
             runner.bench_time_func(name, _make(portal, kit, make))
+        holding = portal.start_task_soon(kit.app.held.run)
+        for name, target in wakings.items():
+            runner.bench_time_func(name, _make_waking(portal, kit, target))
+        holding.cancel()
     sys.stdout.flush()
     os._exit(0)
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import tracemalloc
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +17,7 @@ import anyio
 import msgspec
 import pytest
 import structlog
+from counting import count_calls
 from many_volumes import NODE, PLUGIN, Kit, Line, a_volume, many_volumes, put_volumes
 
 from moorage.api.http import Request
@@ -58,24 +57,6 @@ async def answer(kit: Kit, target: str) -> Any:
     parts = tuple(path.split("/")[1:])
     found = await kit.app.answer(Request(method="GET", path=path, parts=parts, query=find_query(query.encode())))
     assert found.status == 200
-    return found
-
-
-def count_calls(run: Callable[[], object]) -> Counter[str]:
-    """How often each function of ours, or built-in one, is called."""
-    found: Counter[str] = Counter()
-
-    def note(frame: Any, event: str, argument: Any) -> None:
-        if event == "call":
-            found[frame.f_code.co_qualname] += 1
-        elif event == "c_call":
-            found[argument.__qualname__] += 1
-
-    sys.setprofile(note)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
     return found
 
 

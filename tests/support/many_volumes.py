@@ -12,10 +12,11 @@ import uvicorn
 from engine_kit import NODE, PLUGIN, Kit, running_kit
 from uvicorn.server import ServerState
 
+from moorage.api.app import App
 from moorage.model.ids import NamespaceName, PluginId, VolumeId
 from moorage.model.volume import Capability, Volume
 from moorage.serve.connections import Connections
-from moorage.serve.protocol import LimitedProtocol
+from moorage.serve.quick_protocol import QuickProtocol
 from moorage.state import keys
 from moorage.state.store import Op, Put
 
@@ -72,8 +73,8 @@ async def many_volumes(count: int, **options: Any) -> AsyncIterator[Kit]:
 class Wire(asyncio.Transport):
     """The side of a connection that the server writes to. ``writes``: what it wrote, piece by piece."""
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 40000), "sockname": ("127.0.0.1", 4646)})
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__({"peername": (address, 40000), "sockname": ("127.0.0.1", 4646)})
         self.writes: list[bytes] = []
         self.is_closed = False
         self.moved = anyio.Event()
@@ -81,6 +82,11 @@ class Wire(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep it."""
         self.writes.append(bytes(data))
+        self.moved.set()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Keep them, each as it is."""
+        self.writes.extend(map(bytes, list_of_data))
         self.moved.set()
 
     def get_write_buffer_size(self) -> int:
@@ -111,20 +117,37 @@ class Wire(asyncio.Transport):
         """Nothing to do."""
 
 
-class Line:
-    """One connection to the server's protocol: bytes in, bytes out."""
+def _configure(app: App) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False
+    )
+    config.load()
+    return config
 
-    def __init__(self, kit: Kit, *, is_quick: bool = True, book: Connections | None = None) -> None:
+
+class Line:
+    """One connection to the server's protocol: bytes in, bytes out. ``address``: the client's. ``beside``: one of the
+    same server's; without it, or a ``book``, the connection is the only one."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        *,
+        is_quick: bool = True,
+        book: Connections | None = None,
+        address: str = "127.0.0.1",
+        beside: Line | None = None,
+    ) -> None:
         app = kit.app
-        config = uvicorn.Config(
-            app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False
-        )
-        config.load()
-        self.book = book or Connections(app.door.limits, app.door.hits, new_id=app.door.new_id)
-        self.wire = Wire()
-        self.protocol = LimitedProtocol(
-            config, ServerState(), {}, book=self.book, quick=app.quick if is_quick else None
-        )
+        self.config = beside.config if beside else _configure(app)
+        if book is None:
+            door = app.door
+            book = beside.book if beside else Connections(door.limits, door.hits, new_id=door.new_id)
+        self.book = book
+        self.state: ServerState = beside.state if beside else ServerState()
+        self.wire = Wire(address)
+        quick = app.quick if is_quick else None
+        self.protocol = QuickProtocol(self.config, self.state, {}, book=self.book, quick=quick)
         self.protocol.connection_made(self.wire)
 
     async def ask(self, target: str, *, method: str = "GET", head: str = "") -> bytes:

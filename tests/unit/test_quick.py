@@ -12,8 +12,8 @@ import pytest
 from acl_kit import AclKit, running_acl
 from many_volumes import NODE, PLUGIN, Line, a_volume, put_volumes, running_kit
 
-from moorage.api.quick import BYTES_MAX
-from moorage.serve.protocol import QUICK_MAX
+from moorage.api.entries import BYTES_MAX
+from moorage.serve.quick_protocol import QUICK_MAX
 from moorage.state import keys
 from moorage.state.store import Delete, Put
 
@@ -231,8 +231,8 @@ async def test_what_is_kept_has_a_bound() -> None:
         line, quick = Line(kit), kit.app.quick
         for number in range(200):
             await line.ask(f"/v1/volumes?type=csi&per_page=250&x={number}")
-            assert quick.bytes <= BYTES_MAX
-        assert quick.bytes > BYTES_MAX // 2
+            assert quick.entries.bytes <= BYTES_MAX
+        assert quick.entries.bytes > BYTES_MAX // 2
 
 
 async def test_both_ways_are_counted_alike() -> None:

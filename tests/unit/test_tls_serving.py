@@ -105,6 +105,29 @@ async def test_every_client_gets_in(place: Path) -> None:
         assert await anyio.to_thread.run_sync(pages.regions.get_regions) == ["global"]
 
 
+async def test_a_read_that_waits_is_answered_over_tls(place: Path) -> None:
+    async with running(place) as (kit, url):
+        context = ssl.create_default_context(cafile=str(place / "ca.pem"))
+        port = urlsplit(url).port
+        assert port is not None
+        await kit.service.nodes.register(Node(id=NODE, name="n1", boot_id="b1"))
+        index = kit.service.reads.table_index("nodes/")
+        async with await anyio.connect_tcp(
+            "127.0.0.1", port, tls=True, ssl_context=context, tls_standard_compatible=False
+        ) as stream:
+            await stream.send(f"GET /v1/nodes?index={index}&wait=60s HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            with anyio.fail_after(20):
+                while not len(kit.service.reads.waiters):
+                    await anyio.sleep(0.01)
+                await kit.service.nodes.register(Node(id=NODE, name="n1", boot_id="b1", version="9"))
+                got = b""
+                while not got.endswith(b"]"):
+                    got += await stream.receive()
+        assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b'"Version":"9"' in got
+        assert kit.app.held.answered == 1
+
+
 async def test_a_wrong_ca_and_a_wrong_name_are_told(place: Path, tmp_path: Path) -> None:
     other = make_set(tmp_path)
     async with running(place) as (_, url):

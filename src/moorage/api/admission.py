@@ -12,7 +12,7 @@ from moorage.api.grants import Grant
 from moorage.api.http import Request
 from moorage.engine.service import Service
 from moorage.errors import Forbidden
-from moorage.rules.authorize import NOBODY, demand
+from moorage.rules.authorize import NOBODY, Access, demand
 
 
 def find_secret(request: Request) -> str:
@@ -27,6 +27,16 @@ def find_secret_in(token: str, authorization: str) -> str:
         return given
     words = authorization.split()
     return words[1] if len(words) > 1 and words[0].lower() == "bearer" else ""
+
+
+def find_access(service: Service, secret: str) -> Access | None:
+    """What a caller may do, as far as that tells answers apart; None for one that is to be refused, and for a node's
+    own secret: it has no rules, as the anonymous caller may have none."""
+    try:
+        access = service.accesses.resolve(secret)
+    except Forbidden:
+        return None
+    return None if access.caller.kind == "node" else access
 
 
 def admit(service: Service, grant: Grant, request: Request, arguments: tuple[str, ...]) -> Request:

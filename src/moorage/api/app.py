@@ -17,13 +17,16 @@ import structlog
 from moorage.api.admission import admit
 from moorage.api.audit import Auditor, Trail
 from moorage.api.door import Door, Receive, Scope, Send
-from moorage.api.http import TEXT, Answer, Repeat, Request
+from moorage.api.entries import Entries
+from moorage.api.held import HeldReads
+from moorage.api.http import TEXT, Answer, Hold, Repeat, Request
 from moorage.api.limits import HttpSettings
 from moorage.api.metrics import NO_ROUTE, RequestMeter
 from moorage.api.nesting import is_nested_deeper
 from moorage.api.once import Once
 from moorage.api.quick import Quick
 from moorage.api.refusals import of_answer, of_crash, of_depth, of_error, of_unrouted, of_wrong_method, refuse
+from moorage.api.replies import Replies
 from moorage.api.routes import ROUTES, Found, Router, Served
 from moorage.api.spelling import JsonSpelling
 from moorage.engine.service import Service
@@ -34,17 +37,33 @@ log = structlog.get_logger()
 
 # Reads whose handlers wait for nothing but an ``index``, write nothing and are noted in no audit log.
 _READ_NOW = frozenset(("/v1/volumes", "/v1/volume/csi/:id"))
+# And those that are answered without a task only when they have waited: nothing tells when their answers change.
+_HELD = _READ_NOW | {
+    "/v1/plugins",
+    "/v1/plugin/csi/:id",
+    "/v1/nodes",
+    "/v1/node/:id",
+    "/v1/node/:id/allocations",
+    "/v1/allocations",
+    "/v1/allocation/:id",
+    "/v1/namespaces",
+    "/v1/namespace/:name",
+    "/v1/jobs",
+    "/v1/evaluations",
+    "/v1/deployments",
+}
 
 
-def finish_now(handler: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """What a handler answers without waiting; None, and it is given up, where it would wait. Raises what it raises."""
+def finish_now(handler: Coroutine[Any, Any, Answer]) -> Answer | Hold | None:
+    """What a handler answers without waiting, or tells that it would wait for; None where it would wait for anything
+    else. It is given up. Raises what it raises."""
     try:
-        handler.send(None)
+        found = handler.send(None)
     except StopIteration as stop:
         answer: Answer = stop.value
         return answer
     handler.close()
-    return None
+    return found if isinstance(found, Hold) else None
 
 
 class App:
@@ -61,7 +80,10 @@ class App:
         service.meters.add(self._meter.read)
         self.door = Door(self.answer, settings=settings or HttpSettings(), new_id=service.chance.new_id)
         door = self.door
-        self.quick = Quick(service, self, compress=door.compressor.compress_now, limits=door.limits, vary=door.vary)
+        entries = Entries(service, self, door.compressor.compress_now)
+        replies = Replies(door.vary)
+        self.held = HeldReads(service, self, entries, replies, is_stopping=door.is_stopping, crowd=door.crowd)
+        self.quick = Quick(service, self, entries, replies, held=self.held, limits=door.limits)
 
     @property
     def is_stopping(self) -> Once:
@@ -83,12 +105,12 @@ class App:
             await self._auditor.note(request, trail, answer)
         return answer
 
-    def answer_now(self, request: Request) -> Answer | None:
-        """The answer to a read of volumes that needs no waiting, is no refusal and may be given again; None for any
-        other, about which nothing has happened yet: it is to go to ``answer``."""
-        began_s = time.perf_counter()
+    def answer_now(self, request: Request) -> Answer | Hold | None:
+        """The answer to a read that needs no waiting, is no refusal and may be given to others; or what it would wait
+        for; None for any other, about which nothing has happened yet: it is to go to ``answer``."""
         found = self._router.find(request.parts)
-        if found is None or found.route.pattern not in _READ_NOW:
+        has_waited = request.waited is not None
+        if found is None or found.route.pattern not in (_HELD if has_waited or request.is_asking else _READ_NOW):
             return None
         served = found.route.handlers[request.method]
         try:
@@ -96,13 +118,16 @@ class App:
             answer = finish_now(served.handler(self._service, admitted, *found.arguments))
         except MoorageError:
             return None
-        if answer is None or not answer.is_kept:
+        if answer is None or isinstance(answer, Hold):
+            return answer
+        is_plain = answer.status == 200 and answer.stream is None and not answer.pieces
+        if not is_plain or not (answer.is_kept or has_waited):
             return None
-        self.count_now(found.route.pattern, time.perf_counter() - began_s)
-        return msgspec.structs.replace(answer, repeat=Repeat(found.route.pattern, self._service.shelf.stamp))
+        stamp = self._service.shelf.stamp if answer.is_kept else None
+        return msgspec.structs.replace(answer, repeat=Repeat(found.route.pattern, stamp))
 
-    def count_now(self, route: str, took_s: float) -> None:
-        """Count a read that was answered at once."""
+    def count_now(self, route: str, took_s: float | None) -> None:
+        """Count a read that was answered without a task; ``took_s`` None: it waited on purpose."""
         self._meter.note("GET", route, 200, took_s)
 
     def _count(self, request: Request, trail: Trail, answer: Answer, took_s: float) -> None:
@@ -144,6 +169,8 @@ class App:
         old ones.
         """
         service, arguments = self._service, found.arguments
+        if request.waited is not None:
+            trail.caller = request.waited.caller
         admitted = admit(service, served.grant, request, arguments)
         trail.caller = admitted.caller
         answer = await served.handler(service, admitted, *arguments)

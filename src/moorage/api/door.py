@@ -7,8 +7,7 @@ The application behind it is one function, ``answer(request)``.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import anyio
@@ -18,7 +17,8 @@ from anyio.abc import TaskGroup
 
 from moorage.api import encoding, refusals
 from moorage.api.cors import Cors
-from moorage.api.http import Answer, Request, Stream
+from moorage.api.crowd import Crowd
+from moorage.api.http import Answer, Request, Stream, Waited
 from moorage.api.limits import Hits, HttpSettings, client_of
 from moorage.api.once import Once
 from moorage.api.params import find_query, split_path
@@ -36,8 +36,9 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 # Where in a scope's state the server puts what the connection shows of the client.
 PEER = "moorage.peer"
-# And what happens when the client leaves.
+# And what happens when the client leaves; and a request's waiting so far, where it has waited already.
 LEAVING = "moorage.leaving"
+WAITED = "moorage.waited"
 
 # How long the last bytes of a stream may take once the server stops.
 LAST_WORD_S = 1.0
@@ -68,7 +69,7 @@ class Door:
         self.is_stopping = Once()
         self.hits: Hits = Hits()
         self.unsent_bytes = 0
-        self._waiters: Hits = Hits()
+        self.crowd = Crowd(self.limits.waiters_per_client_max, self.hits)
 
     @property
     def vary(self) -> bytes:
@@ -78,7 +79,7 @@ class Door:
     @property
     def waiters(self) -> int:
         """Blocking queries and streams that are open."""
-        return self._waiters.total()
+        return len(self.crowd)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry, HTTP only."""
@@ -86,16 +87,18 @@ class Door:
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = choose_id(headers.get("x-request-id", ""), self.new_id)
-        with timed() as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
+        waited: Waited | None = scope.get("state", {}).get(WAITED)
+        before = (waited.began_s, waited.waited_s) if waited is not None else ()
+        with timed(*before) as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
             client = client_of(scope["client"][0]) if scope.get("client") else ""
             try:
                 answer = await self._answer_scope(scope, headers, client, receive)
                 if answer.stream is None:
                     await self._send(answer, headers, request_id, timing, send=send)
-                elif (full := self._find_crowd(client)) is not None:
+                elif (full := self.crowd.refuse(client)) is not None:
                     await self._send(refuse(headers.get("accept", ""), full), headers, request_id, timing, send=send)
                 else:
-                    with self._counted(client):
+                    with self.crowd.counted(client):
                         await self._stream(answer, headers, request_id, receive=receive, send=send)
             except Gone:
                 return
@@ -110,26 +113,6 @@ class Door:
             )
 
     # -- in ----------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _counted(self, client: str) -> Iterator[None]:
-        """Count the block as one that waits for the client."""
-        self._waiters[client] += 1
-        try:
-            yield
-        finally:
-            self._waiters[client] -= 1
-            if not self._waiters[client]:
-                del self._waiters[client]
-
-    def _find_crowd(self, client: str) -> Refusal | None:
-        """Why the client may not wait for one thing more."""
-        limit = self.limits.waiters_per_client_max
-        if self._waiters[client] < limit:
-            return None
-        self.hits["waiters_per_client"] += 1
-        text = f"{limit} blocking queries and event streams of this address are open, which is the limit"
-        return of_crowd(429, "too_many_waiters", f"{text}: end one, or ask again later", limit)
 
     async def _answer_scope(self, scope: Scope, headers: Mapping[str, str], client: str, receive: Receive) -> Answer:
         accept = headers.get("accept", "")
@@ -160,12 +143,13 @@ class Door:
             body=body,
             remote=(scope.get("client") or ("",))[0],
             peer=scope.get("state", {}).get(PEER) or Peer(),
+            waited=scope.get("state", {}).get(WAITED),
         )
         if method == "GET" and request.query.get("index"):
-            full = self._find_crowd(client)
+            full = self.crowd.refuse(client) if request.waited is None else None
             if full is not None:
                 return refuse(accept, full)
-            with self._counted(client):
+            with self.crowd.counted(client):
                 return await self._answer_waiting(request, receive, scope.get("state", {}).get(LEAVING))
         return await self._answer(request)
 

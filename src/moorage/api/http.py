@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any
 
 import msgspec
@@ -22,11 +22,40 @@ Write = Callable[[bytes], Awaitable[None]]
 Stream = Callable[[Write], Awaitable[None]]
 
 
+class Hold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a read would wait for: a change on the topics above a revision, for a time between two in seconds; not at
+    all where ``is_due``. A handler gives it to who asks without waiting, and is not gone on with."""
+
+    topics: tuple[str, ...]
+    above: int
+    least_s: float
+    most_s: float
+    is_due: bool
+
+    def __await__(self) -> Generator[Hold, None, None]:
+        """Give it, and nothing after it."""
+        yield self
+
+
+class Waited(msgspec.Struct, frozen=True, kw_only=True):
+    """What a read has waited already, where it was not a task of its own yet.
+
+    began_s, waited_s: when it was asked, and for how long it waited, by the clock of ``time.perf_counter``.
+    left_s: how long it has still to wait; None: it is to be answered now. caller: who asked.
+    """
+
+    began_s: float
+    waited_s: float
+    left_s: float | None
+    caller: Caller
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request. ``parts`` are the path's segments, each percent-decoded; ``query`` holds first values, ``raw_query``
     the whole query as it came; header names are lower case. ``peer``: what the connection shows of the client.
     ``access``: who asks and what it may do; the app puts it there before any handler sees the request.
-    ``remote``: the address that it came from, or empty."""
+    ``remote``: the address that it came from, or empty. ``is_asking``: what it would wait for is wanted, in place of
+    an answer. ``waited``: where it has waited already."""
 
     method: str
     path: str
@@ -38,6 +67,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     peer: Peer = Peer()
     access: Access = NOBODY
     remote: str = ""
+    is_asking: bool = False
+    waited: Waited | None = None
 
     @property
     def caller(self) -> Caller:
@@ -50,8 +81,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Repeat(msgspec.Struct, frozen=True):
-    """Whoever asks the same and may do the same gets the same answer, while the stamp of what it shows is this one.
-    ``route``: the pattern of its path."""
+    """Whoever asks the same and may do the same gets the same answer, while the stamp of what it shows is this one;
+    None: in this turn of the loop alone. ``route``: the pattern of its path."""
 
     route: str
     stamp: object

@@ -78,7 +78,9 @@ _STORE = (
         alert="min_over_time(moorage_feed_lag_revisions[2m]) > 0",
     ),
     Metric(
-        "moorage_feed_waiters", "gauge", "those who wait for a change: queries, handlers, agents; twice for two topics"
+        "moorage_feed_waiters",
+        "gauge",
+        "those who wait for a change: queries, handlers, agents; one that is a task counts once for each topic",
     ),
 )
 _ENGINE = (

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from moorage.api.http import Request
+from moorage.api.http import Request, Waited
 from moorage.errors import BadRequest, Rejected
 from moorage.model.secret_refs import check_references
 from moorage.model.volume import Secrets
@@ -26,7 +26,8 @@ _UINT64_MAX = 2**64 - 1
 
 
 class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a read may ask for. ``index`` 0: do not wait; ``wait_s``: how long at most, before jitter."""
+    """What a read may ask for. ``index`` 0: do not wait; ``wait_s``: how long at most, before jitter; the rest of
+    waiting as the request has it."""
 
     namespace: str = "default"
     prefix: str = ""
@@ -36,6 +37,8 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True):
     is_reversed: bool = False
     index: int = 0
     wait_s: float = WAIT_MAX_S
+    is_asking: bool = False
+    waited: Waited | None = None
 
 
 def parse_bool(text: str) -> bool | None:
@@ -90,6 +93,8 @@ def parse_read(request: Request) -> ReadOptions:
         is_reversed=query.get("reverse", "") == "true",
         index=int(index) if index else 0,
         wait_s=WAIT_MAX_S if wait_s <= 0 else min(wait_s, WAIT_MAX_S),
+        is_asking=request.is_asking,
+        waited=request.waited,
     )
 
 

@@ -13,9 +13,9 @@ class Timing:
 
     __slots__ = ("began_s", "waited_s")
 
-    def __init__(self) -> None:
-        self.began_s = time.perf_counter()
-        self.waited_s: float | None = None
+    def __init__(self, began_s: float | None = None, waited_s: float | None = None) -> None:
+        self.began_s = time.perf_counter() if began_s is None else began_s
+        self.waited_s = waited_s
 
     def header(self) -> str:
         """The header's value, in milliseconds as the header has them; ``wait`` only where the request waited."""
@@ -27,9 +27,9 @@ _current: ContextVar[Timing | None] = ContextVar("moorage_timing", default=None)
 
 
 @contextmanager
-def timed() -> Iterator[Timing]:
-    """Time the request in hand."""
-    timing = Timing()
+def timed(began_s: float | None = None, waited_s: float | None = None) -> Iterator[Timing]:
+    """Time the request in hand, which may have begun and waited before."""
+    timing = Timing(began_s, waited_s)
     token = _current.set(timing)
     try:
         yield timing

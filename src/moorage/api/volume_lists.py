@@ -66,7 +66,8 @@ class _Listing:
         is_seen = self._request.access.chooser(LIST)
         names = self._shelf.names.ordered if self._options.namespace == ALL_NAMESPACES else [self._options.namespace]
         seen = tuple(name for name in names if is_seen(name))
-        key = (msgspec.structs.replace(self._options, index=0, wait_s=0.0), self._plugin_id, self._node_id, seen)
+        asked = msgspec.structs.replace(self._options, index=0, wait_s=0.0, waited=None)
+        key = (asked, self._plugin_id, self._node_id, seen)
         stamp = self._shelf.stamp
         kept = self._shelf.kept.find(key, stamp)
         if kept is None:

@@ -16,7 +16,7 @@ from moorage.api.bodies import (
     VolumesBody,
     decode,
 )
-from moorage.api.http import NO_TABLE, Answer, Meta, Request, empty_answer, json_answer, raw_answer, text_answer
+from moorage.api.http import NO_TABLE, Answer, Hold, Meta, Request, empty_answer, json_answer, raw_answer, text_answer
 from moorage.api.params import (
     ReadOptions,
     check_region,
@@ -45,10 +45,20 @@ async def wait_for_change(
     service: Service, options: ReadOptions, topics: Iterable[str], index_of: Callable[[], int]
 ) -> None:
     """Hold a read back until something under it is newer than the index it names. Source: contract §1.7."""
-    if options.index:
-        wait_s = options.wait_s * (1 + service.chance.jitter() / JITTER_FRACTION)
-        with waiting():
-            await service.reads.wait(topics, index_of, above=options.index, timeout_s=wait_s)
+    above, waited = options.index, options.waited
+    if not above or (waited is not None and waited.left_s is None):
+        return
+    least_s = wait_s = options.wait_s
+    if waited is None:
+        wait_s *= 1 + service.chance.jitter() / JITTER_FRACTION
+    else:
+        # What it waits for has not changed so far, whatever else has.
+        above, wait_s = max(above, index_of()), waited.left_s or 0.0
+    if options.is_asking:
+        is_due = index_of() > above
+        await Hold(topics=tuple(topics), above=above, least_s=least_s, most_s=wait_s, is_due=is_due)
+    with waiting():
+        await service.reads.wait(topics, index_of, above=above, timeout_s=wait_s)
 
 
 # -- reads -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from moorage.engine.events import Events
 from moorage.engine.reconciler import Reconciler
+from moorage.engine.waiters import Waiters
 from moorage.model.meters import Sample
 from moorage.model.plugin import Plugin
 from moorage.rules.plugins import measure_health
@@ -16,11 +17,12 @@ from moorage.state.repo import Repo
 class EngineMeter:
     """The engine's figures, counted when they are asked for."""
 
-    def __init__(self, repo: Repo, reconciler: Reconciler, events: Events) -> None:
+    def __init__(self, repo: Repo, reconciler: Reconciler, events: Events, waiters: Waiters) -> None:
         self._view = repo.view
         self._feed = repo.feed
         self._reconciler = reconciler
         self._events = events
+        self._waiters = waiters
 
     def read(self) -> Iterator[Sample]:
         """As samples. Walks over all records once."""
@@ -29,7 +31,8 @@ class EngineMeter:
         for queue, length in queues.items():
             yield Sample("moorage_reconciler_queue", length, (queue,))
         yield Sample("moorage_feed_revision", self._view.revision)
-        yield Sample("moorage_feed_waiters", self._feed.signals.count() + self._reconciler.signals.count())
+        signals = self._feed.signals.count() + self._reconciler.signals.count()
+        yield Sample("moorage_feed_waiters", signals + len(self._waiters))
         yield Sample("moorage_event_buffer_revisions", self._events.kept)
         yield Sample("moorage_event_readers", self._events.readers)
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from moorage.engine.waiters import Waiters
 from moorage.model.claim import Allocation, Claim
 from moorage.model.ids import ALL_NAMESPACES, DEFAULT_NAMESPACE, NamespaceName, PluginId, VolumeId
 from moorage.model.namespace import Namespace
@@ -66,10 +67,12 @@ def join_volume(
 
 
 class Reads:
-    """Answers from memory; no method here waits but ``wait``."""
+    """Answers from memory; no method here waits but ``wait``. ``waiters``: who waits without a task."""
 
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
+        self.waiters = Waiters()
+        self.follow(self.waiters.note)
 
     # -- indexes -----------------------------------------------------------------------------------------------------
 

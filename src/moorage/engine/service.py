@@ -84,7 +84,7 @@ class Service:
         self.why = Why(repo, self.reads, self.reconciler, clock, settings=self.settings, leases=self.leases)
         self.orphans = Orphans(repo, self.reads, self.listings)
         self.meters = Meters()
-        self.meters.add(EngineMeter(repo, self.reconciler, self.events).read)
+        self.meters.add(EngineMeter(repo, self.reconciler, self.events, self.reads.waiters).read)
         self.meters.add(self.nodes.driver_calls.read)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

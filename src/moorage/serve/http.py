@@ -19,7 +19,7 @@ from anyio.abc import TaskStatus
 from moorage.api.app import App
 from moorage.errors import BadRequest
 from moorage.serve.connections import Connections
-from moorage.serve.protocol import bind_book
+from moorage.serve.quick_protocol import bind_book
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
@@ -186,6 +186,11 @@ async def serve_http(
             group.start_soon(wait_started)
             group.start_soon(connections.run)
             group.start_soon(stop_when_cancelled)
-            await server.serve(sockets=[listener])
+            # Who waits is answered to the end.
+            async with anyio.create_task_group() as answering:
+                if app.quick is not None:
+                    answering.start_soon(app.quick.held.run)
+                await server.serve(sockets=[listener])
+                answering.cancel_scope.cancel()
         assert not shield.cancel_called
         group.cancel_scope.cancel()

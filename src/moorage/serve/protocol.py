@@ -10,7 +10,6 @@ import asyncio
 import fcntl
 import struct
 import termios
-from collections.abc import Callable
 from typing import Any, Literal
 
 import httptools
@@ -19,7 +18,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from moorage.api.door import LEAVING, PEER
 from moorage.api.limits import client_of
 from moorage.api.once import Once
-from moorage.api.quick import Quick
 from moorage.model.identity import Peer
 from moorage.serve.connections import Connections, Overdue, Refused
 from moorage.serve.corking import CorkedTransport
@@ -31,8 +29,6 @@ TARGET_BYTES_MAX = 65535
 # Beyond the app's own limits, which give an answer with all its headers, this is where reading a head ends.
 HEAD_SLACK_BYTES = 4 << 20
 HEADERS_SLACK = 4096
-# Requests of one connection that may be answered in one turn of the loop without a task.
-QUICK_MAX = 16
 
 _Phase = Literal["head", "body", "busy", "idle"]
 _STATUS = {400: b"Bad Request", 408: b"Request Timeout", 414: b"URI Too Long", 429: b"Too Many Requests"}
@@ -42,13 +38,31 @@ _STATUS |= {431: b"Request Header Fields Too Large", 503: b"Service Unavailable"
 class LimitedProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, *args: Any, book: Connections, quick: Quick | None = None, **named: Any) -> None:
+    # Beside uvicorn's own: with them in one, its table of attributes would be five times as large, for each connection.
+    __slots__ = (
+        "_body_began_s",
+        "_body_bytes",
+        "_book",
+        "_corked",
+        "_has_head",
+        "_head_bytes",
+        "_in_message",
+        "_is_entered",
+        "_is_over",
+        "_leaving",
+        "_looked_bytes",
+        "_looked_s",
+        "_peer",
+        "_phase",
+        "_refused",
+        "_running",
+        "_untaken",
+        "client_key",
+    )
+
+    def __init__(self, *args: Any, book: Connections, **named: Any) -> None:
         super().__init__(*args, **named)
         self._book = book
-        self._quick = quick
-        # Whether the request in hand was given an answer by ``quick``, and how many of this turn of the loop were.
-        self._is_quick = False
-        self._quick_count = 0
         self.client_key = ""
         self._phase: _Phase = "head"
         self._in_message = False
@@ -109,12 +123,9 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._phase == "body":
             self._body_bytes += len(data)
-        self._quick_count = 0
         super().data_received(data)
         if not self._is_over:
             self._note_phase()
-            if self._quick_count:
-                self._note_quick()
 
     def pause_writing(self) -> None:
         """The reader does not take what is written."""
@@ -136,6 +147,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._fail(400, f"more than {self._book.limits.pipelined_max} requests without an answer", "pipelined")
         self._head_bytes = 0
         self._in_message, self._has_head = True, False
+        self._begin_message()
+
+    def _begin_message(self) -> None:
         super().on_message_begin()
         self.scope["state"] = {PEER: self._peer, LEAVING: self._leaving}
 
@@ -160,58 +174,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole."""
         self._has_head = True
-        if self._quick is not None and self._may_be_quick() and self._answer_quickly(self._quick):
-            self._is_quick = True
-        else:
-            super().on_headers_complete()
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._in_message = False
-        if self._is_quick:
-            self._is_quick = False
-        else:
-            super().on_message_complete()
-
-    # -- answers without a task --------------------------------------------------------------------------------------
-
-    def _may_be_quick(self) -> bool:
-        """Whether the request in hand may be answered at once: a plain GET, no earlier one is owed an answer, and the
-        reader takes what is written."""
-        parser = self.parser
-        return (
-            self._quick_count < QUICK_MAX
-            and not self.is_answering()
-            and not self.pipeline
-            and not self.flow.write_paused
-            and not self.transport.is_closing()
-            and parser.get_method() == b"GET"
-            and parser.get_http_version() == "1.1"
-            and parser.should_keep_alive()
-            and not parser.should_upgrade()
-        )
-
-    def _answer_quickly(self, quick: Quick) -> bool:
-        made = quick.made
-        found = quick.ask(
-            self.url, self.headers, self._head_bytes, first=self.server_state.default_headers, client=self.client_key
-        )
-        if found is None:
-            return False
-        # One that had to be made may have taken long: what comes behind it waits for its turn.
-        self._quick_count += 1 if quick.made == made else QUICK_MAX
-        self.server_state.total_requests += 1
-        self.transport.write(found)
-        return True
-
-    def _note_quick(self) -> None:
-        """After answers without a task: the connection rests anew, and its reader has to take them."""
-        book, now_s = self._book, self.loop.time()
-        if self._phase == "idle":
-            book.rest(self, now_s)
-        if self._is_entered and self.has_unsent():
-            self._untaken = None
-            book.rests.enter(self, now_s)
+        super().on_message_complete()
 
     def _fail(self, status: int, text: str, limit: str) -> None:
         """Stop parsing; the answer is given by ``send_400_response``."""
@@ -365,13 +333,3 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _unset_keepalive_if_required(self) -> None:
         pass
-
-
-def bind_book(book: Connections, quick: Quick | None = None) -> Callable[..., LimitedProtocol]:
-    """A factory of connections that are entered in ``book``, in the place of a protocol class. ``quick``: answers that
-    need no task."""
-
-    def make(*args: Any, **named: Any) -> LimitedProtocol:
-        return LimitedProtocol(*args, book=book, quick=quick, **named)
-
-    return make

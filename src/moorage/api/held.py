@@ -1,0 +1,228 @@
+"""Reads that wait and are no task meanwhile: held until the waiters' register says that their time has come.
+
+Whoever asks the same and may do the same is given the same bytes, made once a turn of the loop. What a caller may do is
+looked up when it is answered, and only then. Whatever is no plain answer then (a refusal, a volume that is gone, a long
+list, a server that stops) goes the long way, as a request that has waited already.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import structlog
+
+from moorage.api.admission import find_access
+from moorage.api.crowd import Crowd
+from moorage.api.entries import Asked, Entries, Entry, For, Headers, read_request
+from moorage.api.http import Hold, Waited
+from moorage.api.once import Once
+from moorage.api.replies import Replies
+from moorage.engine.service import Service
+from moorage.engine.waiters import Waiter, Why
+from moorage.model.acl import Caller
+
+log = structlog.get_logger()
+
+_WAITING = (b"index", b"wait")
+# For the question without its waiting: it is answered at once.
+_OVER = Waited(began_s=0.0, waited_s=0.0, left_s=None, caller=Caller())
+
+
+class HeldConnection(Protocol):
+    """A connection, as far as a held read knows it."""
+
+    client_key: str
+
+    @property
+    def headers(self) -> Headers:
+        """Of the request in hand."""
+        ...
+
+    def now_s(self) -> float:
+        """The loop's clock."""
+        ...
+
+    def first_headers(self) -> Headers:
+        """Those that come before all others."""
+        ...
+
+    def may_give(self) -> bool:
+        """Whether its reader takes what is written, and the connection goes on after it."""
+        ...
+
+    def give(self, head: bytes, body: bytes) -> None:
+        """Answer the held read."""
+        ...
+
+    def pass_on(self, waited: Waited) -> None:
+        """Let the held read go the long way."""
+        ...
+
+
+class Question:
+    """What a read asks for, apart from its waiting: ``target``; and what else of its request its answer needs."""
+
+    __slots__ = ("began_s", "coding", "request_id", "secret", "target")
+
+    def __init__(self, target: bytes, *, secret: str, coding: str, request_id: str, began_s: float) -> None:
+        self.target = target
+        self.secret = secret
+        self.coding = coding
+        self.request_id = request_id
+        self.began_s = began_s
+
+
+class HeldRead(Waiter):
+    """One of them."""
+
+    __slots__ = ("caller", "connection", "held_s", "question", "room")
+
+    def __init__(self, room: HeldReads, question: Question, connection: HeldConnection, caller: Caller) -> None:
+        self.room = room
+        self.question = question
+        self.connection = connection
+        self.caller = caller
+        self.held_s = time.perf_counter()
+
+    def answer(self, why: Why) -> None:
+        """Its time has come."""
+        self.room.answer(self, why)
+
+    def leave(self) -> None:
+        """Its client has gone."""
+        self.room.leave(self)
+
+    def part(self) -> Waited:
+        """Hold it no more; what it has waited, and has still to wait."""
+        return self.room.part(self)
+
+
+class HeldReads:
+    """All of them. ``answered``, ``made``: how many were answered here, and with how many bodies; ``passed``: how many
+    went the long way after all."""
+
+    def __init__(
+        self, service: Service, app: Asked, entries: Entries, replies: Replies, *, is_stopping: Once, crowd: Crowd
+    ) -> None:
+        self.answered = self.made = self.passed = 0
+        self._service = service
+        self._app = app
+        self._entries = entries
+        self._replies = replies
+        self._is_stopping = is_stopping
+        self._crowd = crowd
+        self._waiters = service.reads.waiters
+        # What was answered in this turn: nothing changes meanwhile.
+        self._turn = 0
+        self._of_turn: dict[tuple[bytes, For], Entry | None] = {}
+
+    async def run(self) -> None:
+        """Hold and answer until cancelled."""
+        with self._is_stopping.calling(self._waiters.stop):
+            await self._waiters.run()
+
+    # -- coming ------------------------------------------------------------------------------------------------------
+
+    def hold(
+        self, target: bytes, question: Question, connection: HeldConnection, caller: Caller
+    ) -> HeldRead | bytes | None:
+        """A read that waits from now on, or its answer where it need not; None: it has to go the long way.
+
+        ``target``: with what it says about waiting.
+        """
+        client = connection.client_key
+        if not self._waiters.is_running or self._is_stopping.is_set() or self._crowd.is_full(client):
+            return None
+        request = read_request(target, connection.headers, is_asking=True)
+        index = request.query.get("index", "") if request is not None else ""
+        if request is None or not index.isascii() or not index.strip("0").isdigit():
+            return None
+        hold = self._app.answer_now(request)
+        if not isinstance(hold, Hold):
+            return None
+        read = HeldRead(self, question, connection, caller)
+        if hold.is_due:
+            entry = self._find_entry(read, {})
+            return None if entry is None else self._write(read, entry) + entry.body
+        now_s = connection.now_s()
+        self._waiters.enter(
+            read, hold.topics, above=hold.above, least_s=now_s + hold.least_s, most_s=now_s + hold.most_s
+        )
+        self._crowd.enter(client)
+        return read
+
+    # -- going -------------------------------------------------------------------------------------------------------
+
+    def leave(self, read: HeldRead) -> None:
+        """Forget it."""
+        self._waiters.leave(read)
+        self._crowd.leave(read.connection.client_key)
+
+    def part(self, read: HeldRead) -> Waited:
+        """Forget it; what it has waited. One that was called already has nothing left to wait."""
+        left_s = self._waiters.find_left_s(read, read.connection.now_s()) if read.why in (None, "stopping") else None
+        self.leave(read)
+        self.passed += 1
+        waited_s = time.perf_counter() - read.held_s
+        return Waited(began_s=read.question.began_s, waited_s=waited_s, left_s=left_s, caller=read.caller)
+
+    def answer(self, read: HeldRead, why: Why) -> None:
+        """Answer it, or let it go the long way."""
+        if self._turn != self._waiters.turns:
+            self._turn = self._waiters.turns
+            self._of_turn.clear()
+        connection = read.connection
+        entry = None
+        if why != "stopping" and connection.may_give():
+            try:
+                entry = self._find_entry(read, self._of_turn)
+            except Exception:
+                # It is met again, and answered, on the long way.
+                log.exception("held.crashed", path=read.question.target[:200])
+        if entry is None:
+            connection.pass_on(self.part(read))
+            return
+        self._crowd.leave(connection.client_key)
+        connection.give(self._write(read, entry), entry.body)
+
+    def _find_entry(self, read: HeldRead, found: dict[tuple[bytes, For], Entry | None]) -> Entry | None:
+        """The answer, by what the caller may do now; ``found``: what is known and still true."""
+        question = read.question
+        access = find_access(self._service, question.secret)
+        if access is None:
+            return None
+        key = (question.target, (question.coding, access.is_open, access.acl))
+        if key not in found:
+            entry = self._entries.find(*key)
+            if entry is None:
+                request = read_request(question.target, read.connection.headers, waited=_OVER)
+                entry = self._entries.make(request, *key) if request is not None else None
+                self.made += 1
+            found[key] = entry
+        return found[key]
+
+    def _write(self, read: HeldRead, entry: Entry) -> bytes:
+        """The head of its answer."""
+        question, connection = read.question, read.connection
+        self.answered += 1
+        self._app.count_now(entry.route, None)
+        waited_s = time.perf_counter() - read.held_s
+        request_id, began_s = question.request_id, question.began_s
+        self._replies.note(question.target, request_id, client=connection.client_key, began_s=began_s)
+        return self._replies.write(
+            entry, request_id, first=connection.first_headers(), began_s=began_s, waited_s=waited_s
+        )
+
+
+def strip_waiting(target: bytes) -> bytes | None:
+    """The target without what it says about waiting; None where that is not plain to see."""
+    path, _, query = target.partition(b"?")
+    left = []
+    for pair in query.split(b"&"):
+        name = pair.partition(b"=")[0]
+        if b"%" in name or b"+" in name:
+            return None
+        if name not in _WAITING:
+            left.append(pair)
+    return path + b"?" + b"&".join(left) if left else path
