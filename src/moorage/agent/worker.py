@@ -21,6 +21,7 @@ from moorage.agent.reporter import Reporter
 from moorage.model.assignment import StepAssignment, StepReport
 from moorage.model.ids import PluginId, Revision
 from moorage.model.steps import Failed
+from moorage.rules.operations import is_question
 
 log = structlog.get_logger()
 
@@ -114,7 +115,9 @@ class StepWorkers:
         report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=took_s)
         await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))
         fault = outcome.fault if isinstance(outcome, Failed) else None
-        log.info(
+        # Questions come as often as anybody asks, and change nothing: a failed one is worth a line, another is not.
+        note = log.info if fault is not None or not is_question(assignment.step) else log.debug
+        note(
             "step.done" if fault is None else "step.failed",
             key=assignment.key,
             plugin=plugin_id,

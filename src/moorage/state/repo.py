@@ -55,11 +55,8 @@ class Repo:
     def __init__(self, store: Store, feed: Feed) -> None:
         self._store = store
         self.feed = feed
-
-    @property
-    def view(self) -> View:
-        """The records in memory."""
-        return self.feed.view
+        # The records in memory; a feed has one view for good.
+        self.view: View = feed.view
 
     def watch(self, after: Revision) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
         """All batches above ``after``, as long as the store keeps them: see ``Store.watch``."""
