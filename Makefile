@@ -23,11 +23,12 @@ $(STAMP): $(LOCK) pyproject.toml
 demo: $(STAMP) ## the tour: create, mount, snapshot, restore, expand, delete; ends with "moorage works"
 	@$(BIN)/python tools/demo.py
 
-check: $(STAMP) ## formatter, linter, types, import contracts (fast; before each commit)
+check: $(STAMP) ## formatter, linter, types, import contracts, tests that load (fast; before each commit)
 	@$(BIN)/ruff format --check --quiet src tests tools bench
 	@$(BIN)/ruff check --quiet src tests tools bench
 	@$(BIN)/lint-imports --no-logo >/tmp/moorage-imports.$$$$ 2>&1 || { cat /tmp/moorage-imports.$$$$; rm -f /tmp/moorage-imports.$$$$; exit 1; }; rm -f /tmp/moorage-imports.$$$$
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest --collect-only -qq -p no:cacheprovider >/tmp/moorage-collect.$$$$ 2>&1 || { tail -n 30 /tmp/moorage-collect.$$$$; rm -f /tmp/moorage-collect.$$$$; exit 1; }; rm -f /tmp/moorage-collect.$$$$
 	@echo "check: all good"
 
 test: $(STAMP) check ## everything the project has
