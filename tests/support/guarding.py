@@ -6,6 +6,7 @@ control and TLS on; its bearer is the bootstrap token, and its agents join with 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import shutil
@@ -60,6 +61,7 @@ def find_door(url: str) -> Door:
 @cache
 def _make_set() -> Path:
     place = Path(tempfile.mkdtemp(prefix="moor-tls-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     with contextlib.redirect_stdout(io.StringIO()):
         for word in ("ca", "server"):
             assert main(["tls", word, "-dir", str(place)]) == 0

@@ -63,12 +63,13 @@ class _Transport:
 
 def install(path: str) -> None:
     """Record all that this process serves from now on."""
-    from moorage.serve.protocol import LimitedProtocol
+    from moorage.serve.quick_protocol import QuickProtocol as Protocol
 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     numbers = itertools.count(os.getpid() << 32)
-    made, lost = LimitedProtocol.connection_made, LimitedProtocol.connection_lost
-    headed, received = LimitedProtocol.on_headers_complete, LimitedProtocol.data_received
+    # Of the class that connections are of: what it has from others is as good as its own.
+    made, lost = Protocol.connection_made, Protocol.connection_lost
+    headed, received = Protocol.on_headers_complete, Protocol.data_received
 
     def connection_made(self: Any, transport: Any) -> None:
         number = next(numbers)
@@ -92,7 +93,7 @@ def install(path: str) -> None:
         headed(self)
 
     for replacement in (connection_made, connection_lost, data_received, on_headers_complete):
-        setattr(LimitedProtocol, replacement.__name__, replacement)
+        setattr(Protocol, replacement.__name__, replacement)
 
 
 def read_connections(path: Path) -> Iterator[Recorded]:
