@@ -238,7 +238,6 @@ PLACES = (
     "audit logs",
     "logs",
     "bundles",
-    "journals",
     "guarded fleets",
 )
 
