@@ -43,6 +43,16 @@ def test_start_imports_nothing_heavy(words: list[str]) -> None:
     assert sorted(name for name in imported if name in HEAVY) == []
 
 
+def test_an_agent_loads_nothing_of_the_server() -> None:
+    """Its memory is the consumer's: what it imports at its start, and never uses, was a quarter of it."""
+    got = run_python("import sys, moorage.serve.node; print(*sys.modules)")
+    assert got.returncode == 0, got.stderr
+    found = got.stdout.split()
+    assert "structlog" in found
+    of_server = ("moorage.api", "moorage.engine", "moorage.state", "uvicorn", "re2", "cryptography", "rich", "apsw")
+    assert [name for name in found if name in of_server] == []
+
+
 def test_every_command_is_in_its_module_and_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         assert main([*command.words, "-h"]) == 0

@@ -13,7 +13,8 @@ from moorage.engine.reads import PLUGINS
 from moorage.log import configure_logging
 from moorage.model.ids import PluginId
 from moorage.rules.plugins import measure_health
-from moorage.serve.node import choose_node, make_handle, start_node
+from moorage.serve.embedded import make_handle
+from moorage.serve.node import choose_node, start_node
 from moorage.serve.program import Body, add_plugins, choose_place, run_program
 from moorage.serve.server import Running, choose_engine, choose_hook, open_server
 

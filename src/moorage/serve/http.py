@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -18,13 +17,13 @@ from anyio.abc import TaskStatus
 
 from moorage.api.app import App
 from moorage.errors import BadRequest
+from moorage.serve.addresses import UNIX
 from moorage.serve.connections import Connections
 from moorage.serve.quick_protocol import bind_book
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
 HANDSHAKE_S = 10.0
-UNIX = "unix://"
 
 
 class _Server(uvicorn.Server):
@@ -111,17 +110,6 @@ def _is_left_over(path: str) -> bool:
         except ConnectionRefusedError:
             return True
     return False
-
-
-def is_local(bind: str) -> bool:
-    """Whether nothing but this host can reach what is bound there."""
-    if bind.startswith(UNIX):
-        return True
-    host = bind.rpartition(":")[0].strip("[]") or "127.0.0.1"
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def address_of(listener: socket.socket, *, is_tls: bool = False) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
@@ -23,19 +23,15 @@ from moorage.agent.host import describe_host
 from moorage.agent.joining import load_secret, read_join_token
 from moorage.agent.ports import AgentSettings, CallLimits, DriverSpec
 from moorage.agent.sockets import CSI_SOCKET
-from moorage.api.app import App
-from moorage.api.http import Request
 from moorage.client.api import Client
 from moorage.client.tls import Tls
-from moorage.client.transport import Answer as ClientAnswer
 from moorage.client.transport import HttpTransport, Transport
 from moorage.config import DriverTable, PluginTable, Settings
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
-from moorage.model.identity import Peer
 from moorage.model.ids import PluginId
+from moorage.serve.addresses import is_local
 from moorage.serve.drivers import RestartPolicy, SupervisedDriver, embed_driver, supervise
-from moorage.serve.http import is_local
 from moorage.serve.program import (
     Body,
     add_plugins,
@@ -178,30 +174,6 @@ async def _wait_serving(socket: Path) -> None:
                 async with await anyio.connect_unix(socket):
                     return
             await anyio.sleep(DRIVER_LOOK_S)
-
-
-Handle = Callable[[str, str, Mapping[str, str], bytes | None], Awaitable[ClientAnswer]]
-
-
-def make_handle(app: App, secret: str = "") -> Handle:
-    """The app as a function of method, path, query and body: the embedded agent asks it without a socket, with its
-    node's secret as token."""
-    headers = {"x-nomad-token": secret} if secret else {}
-
-    async def handle(method: str, path: str, query: Mapping[str, str], body: bytes | None) -> ClientAnswer:
-        request = Request(
-            method=method,
-            path=path,
-            parts=tuple(unquote(path).split("/")[1:]),
-            query=query,
-            headers=headers,
-            body=body or b"",
-            peer=Peer(is_embedded=True),
-        )
-        answer = await app.answer(request)
-        return ClientAnswer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.whole())
-
-    return handle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

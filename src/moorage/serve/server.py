@@ -28,11 +28,12 @@ from moorage.errors import BadRequest
 from moorage.log import configure_logging, list_recent
 from moorage.rules.filter import FilterLimits
 from moorage.rules.nodes import FencingSettings
+from moorage.serve.addresses import UNIX, is_local
 from moorage.serve.audit_writer import open_audit
 from moorage.serve.collecting import Collector
 from moorage.serve.connections import Connections
 from moorage.serve.hooks import ProgramHook
-from moorage.serve.http import UNIX, address_of, is_local, open_socket, serve_http
+from moorage.serve.http import address_of, open_socket, serve_http
 from moorage.serve.open_files import bound_connections, raise_open_files
 from moorage.serve.process_meter import HttpMeter, ProcessMeter, StoreMeter
 from moorage.serve.program import Body, choose_place, make_private, run_program
