@@ -1,7 +1,7 @@
 """Use cases for allocations: start a use of volumes on a node, and stop it.
 
 Admission touches every volume in the same write, so that one compare serializes all claimants of a disk: the loser
-decides again on what the winner wrote.
+decides again on what the winner wrote. So it is with claimants of a node whose driver takes so many volumes only.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import msgspec
 
 from moorage.engine.ports import Chance, Clock
 from moorage.engine.reads import Reads
-from moorage.engine.retrying import TRIES_MAX_CROWDED, decide_again
+from moorage.engine.retrying import TRIES_MAX_CROWDED, TRIES_MAX_QUEUED, decide_again
 from moorage.errors import BadRequest, Conflict, NotFound
 from moorage.model.claim import Allocation, Claim, TaskEvent, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NodeId
-from moorage.model.node import Node
+from moorage.model.node import Node, Turnstile
+from moorage.model.plugin import MAX_VOLUMES_UNLIMITED
 from moorage.model.volume import Progress, Volume
 from moorage.rules.allocations import add_event, choose_volume, is_terminal
 from moorage.rules.claims import admit_claim, check_room, complete_request
@@ -62,7 +63,7 @@ class Allocations:
             return self._reads.find_allocation(final.id) or Record(final, revision, revision)
 
         text = "the volumes keep changing while they are claimed; try again"
-        return await decide_again(decide, text, tries_max=TRIES_MAX_CROWDED)
+        return await decide_again(decide, text, tries_max=TRIES_MAX_QUEUED)
 
     def _prepare(self, asked: Allocation) -> Allocation:
         if not asked.volumes:
@@ -127,7 +128,13 @@ class Allocations:
         ]
         admit_claim(claim, volume, holders)
         on_node = [r.value for r in view.claims.of_node(claim.node_id)] + _claims_in(write)
-        check_room(claim, on_node, self._max_volumes(claim))
+        max_volumes = self._max_volumes(claim)
+        if check_room(claim, on_node, max_volumes) and max_volumes < MAX_VOLUMES_UNLIMITED:
+            # Another disk than those counted may be on its way to the node: then one of the two counts again.
+            key = keys.turnstile_key(claim.node_id, claim.plugin_id)
+            passed = view.turnstiles.find(key)
+            turnstile = Turnstile(node_id=claim.node_id, plugin_id=claim.plugin_id)
+            write.put(key, turnstile, revision=passed.modified if passed else 0)
         write.put(keys.claim_key(claim.id), claim, revision=0)
         # Every record of the disk is touched, so that claims through another one are serialized too.
         for same in disk:

@@ -13,6 +13,8 @@ RETRY_AFTER_S = 1.0
 TRIES_MAX = 8
 # Where many claimants or agents write at once.
 TRIES_MAX_CROWDED = 16
+# Where of so many that come at once one gets on with each commit.
+TRIES_MAX_QUEUED = 128
 
 
 async def decide_again(

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from moorage.model.ids import NodeId
+from moorage.model.ids import NodeId, PluginId
 
 NodeStatus = Literal["initializing", "ready", "down"]
 # active: takes uses; closed: takes no new ones; draining: takes no new ones and releases the running ones.
@@ -77,3 +77,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     freed_at_ns: int = 0
     created_at_ns: int = 0
     status_updated_at_ns: int = 0
+
+
+class Turnstile(msgspec.Struct, frozen=True, kw_only=True):
+    """Lets claims of a plugin whose driver takes a limited number of volumes onto a node one after another: each that
+    brings another disk there writes it, so that the loser of two counts again. It stays when the claims are gone."""
+
+    node_id: NodeId
+    plugin_id: PluginId

@@ -123,15 +123,17 @@ def admit_claim(claim: Claim, volume: Volume, holders: Iterable[Claim]) -> None:
         raise _conflict("volume max claims reached", volume, blocking)
 
 
-def check_room(claim: Claim, on_node: Iterable[Claim], max_volumes: int) -> None:
+def check_room(claim: Claim, on_node: Iterable[Claim], max_volumes: int) -> bool:
     """Refuse one disk more than the driver takes on a node; a disk that is held there already has its place.
 
-    ``on_node``: all claims there. Raises Conflict.
+    ``on_node``: all claims there. Returns whether the claim takes a new place. Raises Conflict.
     Source: CSI spec NodeGetInfo "max_volumes_per_node"; contract csi-engine §B.9, without its holes.
     """
     held = {c.external_id for c in on_node if c.plugin_id == claim.plugin_id and c.node_id == claim.node_id}
-    if claim.external_id in held or len(held) < max_volumes:
-        return
+    if claim.external_id in held:
+        return False
+    if len(held) < max_volumes:
+        return True
     text = (
         f'volume "{claim.volume_id}" has no room on node {claim.node_id}: {len(held)} volumes of plugin '
         f'"{claim.plugin_id}" are in use there, and its driver takes {max_volumes}; release one, or name another node'

@@ -20,7 +20,7 @@ from moorage.model.acl import Bootstrap, Policy, Token
 from moorage.model.claim import Allocation, Claim
 from moorage.model.identity import Identity, JoinToken
 from moorage.model.namespace import Namespace
-from moorage.model.node import Node
+from moorage.model.node import Node, Turnstile
 from moorage.model.operation import Operation
 from moorage.model.plugin import Plugin
 from moorage.model.volume import Volume
@@ -107,6 +107,7 @@ RECORDS: Mapping[str, type[msgspec.Struct]] = {
     keys.ACL_BOOTSTRAP: Bootstrap,
     keys.IDENTITIES: Identity,
     keys.JOIN_TOKENS: JoinToken,
+    keys.TURNSTILES: Turnstile,
 }
 VERSIONS: Mapping[type[msgspec.Struct], int] = {cls: 2 if cls in hiding.HIDING else 1 for cls in RECORDS.values()}
 

@@ -2,7 +2,8 @@
 
 ``volumes/<namespace>/<id>``, ``claims/<allocation>/<name>``, ``allocations/<id>``, ``plugins/<id>``, ``nodes/<id>``,
 ``operations/<id>``, ``namespaces/<name>``, ``acl-tokens/<accessor>``, ``acl-policies/<name>``, ``acl-bootstrap/once``,
-``identities/<node>``, ``join-tokens/<id>``. Volume IDs and namespaces hold no ``/``; other ids may.
+``identities/<node>``, ``join-tokens/<id>``, ``turnstiles/<node>/<plugin>``. Volume IDs and namespaces hold no
+``/``; other ids may.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ ACL_POLICIES = "acl-policies/"
 ACL_BOOTSTRAP = "acl-bootstrap/"
 IDENTITIES = "identities/"
 JOIN_TOKENS = "join-tokens/"
+TURNSTILES = "turnstiles/"
 _RESOURCES = (VOLUMES, CLAIMS, ALLOCATIONS, PLUGINS, NODES, OPERATIONS, NAMESPACES)
-TABLES = (*_RESOURCES, ACL_TOKENS, ACL_POLICIES, ACL_BOOTSTRAP, IDENTITIES, JOIN_TOKENS)
+TABLES = (*_RESOURCES, ACL_TOKENS, ACL_POLICIES, ACL_BOOTSTRAP, IDENTITIES, JOIN_TOKENS, TURNSTILES)
 
 
 def volume_key(namespace: NamespaceName, volume_id: VolumeId) -> str:
@@ -82,6 +84,11 @@ def identity_key(node_id: NodeId) -> str:
 def join_token_key(token_id: str) -> str:
     """The key of a join token's record."""
     return f"{JOIN_TOKENS}{token_id}"
+
+
+def turnstile_key(node_id: NodeId, plugin_id: PluginId) -> str:
+    """The key of what serializes admissions to a node whose driver has a limit."""
+    return f"{TURNSTILES}{node_id}/{plugin_id}"
 
 
 def table_of(key: str) -> str:

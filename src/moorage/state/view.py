@@ -28,7 +28,7 @@ from moorage.model.ids import (
     VolumeId,
 )
 from moorage.model.namespace import Namespace
-from moorage.model.node import Node
+from moorage.model.node import Node, Turnstile
 from moorage.model.operation import Operation
 from moorage.model.plugin import Plugin
 from moorage.model.volume import Volume
@@ -329,6 +329,7 @@ class View:
         self.acl_bootstrap: Table[Bootstrap] = Table()
         self.identities: BySecret[Identity] = BySecret()
         self.join_tokens: BySecret[JoinToken] = BySecret()
+        self.turnstiles: Table[Turnstile] = Table()
         self.revision: Revision = Revision(0)
         self.tables_by_prefix: dict[str, Table[Any]] = {
             keys.VOLUMES: self.volumes,
@@ -343,6 +344,7 @@ class View:
             keys.ACL_BOOTSTRAP: self.acl_bootstrap,
             keys.IDENTITIES: self.identities,
             keys.JOIN_TOKENS: self.join_tokens,
+            keys.TURNSTILES: self.turnstiles,
         }
 
     @property
