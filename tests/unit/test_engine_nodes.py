@@ -8,15 +8,27 @@ import anyio
 import msgspec
 import pytest
 from engine_kit import NODE, Kit, join, running_kit
-from lost_node_kit import OTHER, QUICK, claim, is_down, silence, start_use, status_of, wait_for
+from lost_node_kit import (
+    OTHER,
+    QUICK,
+    claim,
+    is_down,
+    keep_alive,
+    losing_node,
+    run_controller_of,
+    silence,
+    start_use,
+    status_of,
+    wait_for,
+)
 
 from moorage.api.http import Request
 from moorage.engine import leases
 from moorage.errors import Conflict
 from moorage.model import steps
-from moorage.model.assignment import MountedReport, NodeRegistration, Report, StepReport, UnmountedReport
+from moorage.model.assignment import MountedReport, NodeRegistration, UnmountedReport
 from moorage.model.claim import Allocation
-from moorage.model.ids import AllocationId, NodeId
+from moorage.model.ids import AllocationId
 from moorage.model.node import Node
 from moorage.rules.nodes import FencingSettings
 from moorage.state.view import Record
@@ -26,49 +38,19 @@ pytestmark = pytest.mark.anyio
 FREEING = FencingSettings(lease_s=0.2, grace_s=0.2, is_freeing_on_reboot=True)
 
 
-async def keep_alive(kit: Kit, node_id: NodeId) -> None:
-    while True:
-        await kit.service.nodes.register(Node(id=node_id, name="n", boot_id="b2"))
-        await anyio.sleep(0.05)
-
-
 async def test_a_writer_on_a_lost_node_keeps_its_volume_without_evidence() -> None:
-    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
-        use = await start_use(kit)
-        await wait_for(lambda: status_of(kit, use) == "running")
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
+    async with losing_node() as (kit, (use,)):
         await anyio.sleep(1.0)
         assert status_of(kit, use) == "running"
         assert not [c for c in kit.driver.calls if isinstance(c, steps.DetachVolume)]
         with pytest.raises(Conflict, match=f"held by allocation {use} on node {NODE}"):
             await claim(kit, OTHER)
-        group.cancel_scope.cancel()
 
 
 async def test_a_reader_on_a_lost_node_is_freed_after_the_grace() -> None:
-    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
-        use = await start_use(kit, read_only=True)
-        await wait_for(lambda: status_of(kit, use) == "running")
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
-        group.start_soon(run_controller_of, kit, OTHER)
+    async with losing_node(read_only=True, has_controller=True) as (kit, (use,)):
         await wait_for(lambda: status_of(kit, use) == "lost")
         await wait_for(lambda: not len(kit.repo.view.claims))
-        group.cancel_scope.cancel()
-
-
-async def run_controller_of(kit: Kit, node_id: NodeId) -> None:
-    """The other node's agent makes the controller calls now."""
-    index = 0
-    while True:
-        found = await kit.service.nodes.wait_steps(node_id, index=index, wait_s=60)
-        index = found.index
-        reports: tuple[Report, ...] = tuple(
-            StepReport(key=a.key, revision=a.revision, outcome=kit.driver.run(a.step)) for a in found.steps
-        )
-        if reports:
-            await kit.service.nodes.report(node_id, reports)
 
 
 async def test_an_operators_word_frees_a_writer_and_is_kept() -> None:
@@ -130,12 +112,7 @@ async def read_revision(kit: Kit) -> int:
 
 
 async def test_another_boot_alone_frees_nothing_the_agent_tells() -> None:
-    async with running_kit(fencing=FREEING) as kit, anyio.create_task_group() as group:
-        use = await start_use(kit)
-        await wait_for(lambda: status_of(kit, use) == "running")
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
-        group.start_soon(run_controller_of, kit, OTHER)
+    async with losing_node(FREEING, has_controller=True) as (kit, (use,)):
         with pytest.raises(Conflict, match="was lost"):
             await kit.service.nodes.register(REBOOTED, is_empty=True)
         await kit.service.allocations.stop(use)
@@ -146,18 +123,12 @@ async def test_another_boot_alone_frees_nothing_the_agent_tells() -> None:
         await kit.service.nodes.report(NODE, (told,))
         await wait_for(lambda: not len(kit.repo.view.claims))
         assert status_of(kit, use) == "complete"
-        group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("is_freeing", [True, False])
 async def test_a_lost_node_that_booted_anew_and_holds_nothing_is_evidence(is_freeing: bool) -> None:
     fencing = FREEING if is_freeing else QUICK
-    async with running_kit(fencing=fencing) as kit, anyio.create_task_group() as group:
-        use = await start_use(kit)
-        await wait_for(lambda: status_of(kit, use) == "running")
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
-        group.start_soon(run_controller_of, kit, OTHER)
+    async with losing_node(fencing, has_controller=True) as (kit, (use,)):
         await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit), is_empty=True)
         node = kit.service.reads.find_node(NODE)
         assert node is not None
@@ -171,37 +142,23 @@ async def test_a_lost_node_that_booted_anew_and_holds_nothing_is_evidence(is_fre
         else:
             assert [r.value.wanted for r in kit.repo.view.claims.of_node(NODE)] == ["held"]
             assert status_of(kit, use) == "running"
-        group.cancel_scope.cancel()
 
 
 async def test_a_reboot_ends_what_was_being_released_there() -> None:
-    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
-        use = await start_use(kit)
-        await wait_for(lambda: status_of(kit, use) == "running")
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
-        group.start_soon(run_controller_of, kit, OTHER)
+    async with losing_node(has_controller=True) as (kit, (use,)):
         await kit.service.allocations.stop(use)
         await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit), is_empty=True)
         await wait_for(lambda: not len(kit.repo.view.claims))
-        group.cancel_scope.cancel()
 
 
 async def test_many_claims_are_freed_by_a_reboot_before_the_node_is_taken_back(monkeypatch: Any) -> None:
     monkeypatch.setattr(leases, "CLAIMS_AT_ONCE", 1)
-    async with running_kit(fencing=FREEING) as kit, anyio.create_task_group() as group:
-        await start_use(kit, read_only=True)
-        for _ in range(3):
-            await claim(kit, NODE, read_only=True)
-        await wait_for(lambda: {status_of(kit, a.value.id) for a in uses_of(kit)} == {"running"})
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
+    async with losing_node(FREEING, uses=4, read_only=True) as (kit, _):
         await kit.service.nodes.register(REBOOTED, clean_by=await read_revision(kit), is_empty=True)
         assert {status_of(kit, a.value.id) for a in uses_of(kit)} == {"lost"}
         node = kit.service.reads.find_node(NODE)
         assert node is not None
         assert (node.value.status, node.value.fence) == ("ready", None)
-        group.cancel_scope.cancel()
 
 
 def uses_of(kit: Kit) -> list[Record[Allocation]]:
@@ -210,11 +167,7 @@ def uses_of(kit: Kit) -> list[Record[Allocation]]:
 
 async def test_a_node_is_not_taken_back_clean_by_an_older_list() -> None:
     """Simulation, seeds 209 and 726: a claim freed after the list was read was missed."""
-    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
-        use = await start_use(kit)
-        await wait_for(lambda: status_of(kit, use) == "running")
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
+    async with losing_node() as (kit, (use,)):
         page = await kit.service.nodes.wait_claims(NODE, index=0, wait_s=0)
         assert len(page.claims) == 1
         await kit.service.leases.fence(NODE, reason="cut off", by="op", is_forced=False)
@@ -225,24 +178,17 @@ async def test_a_node_is_not_taken_back_clean_by_an_older_list() -> None:
         newer = await kit.service.nodes.wait_claims(NODE, index=page.index, wait_s=5)
         assert newer.node_revision > page.node_revision
         await kit.service.nodes.register(same, clean_by=newer.node_revision)
-        group.cancel_scope.cancel()
 
 
 async def test_each_freeing_moves_the_nodes_record(monkeypatch: Any) -> None:
     monkeypatch.setattr(leases, "CLAIMS_AT_ONCE", 1)
-    async with running_kit(fencing=QUICK) as kit, anyio.create_task_group() as group:
-        await start_use(kit, read_only=True)
-        await claim(kit, NODE, read_only=True)
-        await wait_for(lambda: {status_of(kit, a.value.id) for a in uses_of(kit)} == {"running"})
-        await silence(kit)
-        group.start_soon(keep_alive, kit, OTHER)
+    async with losing_node(uses=2, read_only=True) as (kit, _):
         lost = await read_revision(kit)
         await wait_for(lambda: {status_of(kit, a.value.id) for a in uses_of(kit)} == {"lost"})
         node = kit.service.reads.find_node(NODE)
         assert node is not None
         assert node.value.freed_at_ns
         assert node.modified >= lost + 2
-        group.cancel_scope.cancel()
 
 
 async def test_a_late_report_of_a_lost_node_is_dropped() -> None:
