@@ -31,6 +31,7 @@ async def test_life_of_a_volume() -> None:
     async with running_kit() as kit, following(kit.app, "topic=CSIVolume") as lines:
         secret = {"password": "hunter2"}
         await create(kit, "web", Secrets=secret, MountOptions={"FSType": "ext4", "MountFlags": ["key=hunter2"]})
+        await lines.until("CSIVolumeRegistered")
         assert lines.types == ["CSIVolumeRegistered"], "one event, and none before the driver had it"
         allocation = await use(kit, "web")
         await lines.until("CSIVolumeRegistered", "CSIVolumeClaim")
@@ -56,7 +57,8 @@ async def test_payloads_are_what_reads_answer() -> None:
     async with running_kit() as kit, following(kit.app, "namespace=*") as lines:
         await create(kit, "web")
         volume = await read(kit, "GET", "/v1/volume/csi/web")
-        assert lines.events[-1]["Payload"]["Volume"] == volume
+        events = await lines.until("CSIVolumeRegistered")
+        assert events[-1]["Payload"]["Volume"] == volume
         allocation_id = await use(kit, "web")
         await anyio.wait_all_tasks_blocked()
         last = {event["Topic"]: event["Payload"] for event in lines.events}
@@ -78,7 +80,7 @@ async def test_a_failed_create_tells_nothing() -> None:
         assert (await ask(kit, "PUT", "/v1/volume/csi/bad/create", a_body("bad"))).status == 500
         await wait_for(lambda: len(kit.repo.view.volumes) == 0)
         await create(kit, "good")
-        assert [event["Key"] for event in lines.events] == ["good"]
+        assert [event["Key"] for event in await lines.until("CSIVolumeRegistered")] == ["good"]
 
 
 async def test_updates_growth_and_deregistration() -> None:
