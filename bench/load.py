@@ -63,9 +63,19 @@ GOALS = {
 class Server:
     """``moorage dev`` in a directory of its own."""
 
-    def __init__(self, place: str) -> None:
-        log = open(Path(place) / "log", "w")  # noqa: SIM115 - open as long as the program
-        command = [sys.executable, "-m", "moorage", "dev", "--data-dir", f"{place}/data", "--bind", "127.0.0.1:0"]
+    def __init__(self, place: str, *more: str) -> None:
+        log = open(Path(place) / "log", "a")  # noqa: SIM115 - open as long as the program
+        command = [
+            sys.executable,
+            "-m",
+            "moorage",
+            "dev",
+            "--data-dir",
+            f"{place}/data",
+            "--bind",
+            "127.0.0.1:0",
+            *more,
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         ready = self.process.stdout.readline()

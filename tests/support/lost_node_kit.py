@@ -29,21 +29,21 @@ async def wait_for(what: Callable[[], object]) -> None:
             await anyio.sleep(0.01)
 
 
-async def start_use(kit: Kit, *, read_only: bool = False) -> str:
+async def start_use(kit: Kit, *, read_only: bool = False, name: str = "web") -> str:
     volume = Volume(
-        id=VolumeId("web"),
+        id=VolumeId(name),
         namespace=NamespaceName("default"),
         plugin_id=PLUGIN,
-        name="web",
+        name=name,
         capabilities=CAPABILITIES,
     )
     await kit.service.registrations.create([volume])
-    return await claim(kit, NODE, read_only=read_only)
+    return await claim(kit, NODE, read_only=read_only, name=name)
 
 
-async def claim(kit: Kit, node_id: NodeId, *, read_only: bool = False) -> str:
+async def claim(kit: Kit, node_id: NodeId, *, read_only: bool = False, name: str = "web") -> str:
     mode = "multi-node-reader-only" if read_only else "single-node-writer"
-    request = VolumeRequest(name="data", source=VolumeId("web"), read_only=read_only, access_mode=mode)
+    request = VolumeRequest(name="data", source=VolumeId(name), read_only=read_only, access_mode=mode)
     use = Allocation(id=AllocationId(""), namespace=NamespaceName("default"), node_id=node_id, volumes=(request,))
     started = await kit.service.allocations.start(use)
     return started.value.id

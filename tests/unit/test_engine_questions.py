@@ -141,9 +141,9 @@ async def test_reports_of_an_earlier_try_and_of_nobodys_question_say_nothing() -
 
 async def test_a_node_is_not_woken_by_the_end_of_what_it_has_told_itself() -> None:
     async with running_kit() as kit:
-        version = kit.service.reconciler.version
+        handouts = kit.service.reconciler.handouts
         topic = f"steps@{NODE}"
-        before = version(topic)
+        before = handouts(topic).version
         await register(kit)
         await kit.service.registrations.create([a_volume(2)])
-        assert version(topic) == before + 2
+        assert handouts(topic).version == before + 2

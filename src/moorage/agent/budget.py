@@ -14,7 +14,7 @@ Never: ends a call (its deadline does).
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
@@ -85,8 +85,9 @@ class Budget:
         self._has_slow = slow_max > 0
         # In the order of their start.
         self._running: dict[Ticket, None] = {}
-        # In the order of their coming; the first of them watches for calls that become slow.
-        self._waiting: dict[Ticket, None] = {}
+        # In the order of their coming; the first of them watches for calls that become slow. A dict that loses its
+        # first again and again would walk over all that were lost to find the next.
+        self._waiting: OrderedDict[Ticket, None] = OrderedDict()
         self._hanging: dict[str, None] = {}
 
     @asynccontextmanager

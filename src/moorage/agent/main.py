@@ -34,6 +34,7 @@ from moorage.agent.plugins import Plugins
 from moorage.agent.ports import AgentSettings, Chance, Clock, Connect, Driver, DriverSpec, Mounter, Ticks
 from moorage.agent.probes import Ask, MountProbes, ask_mount
 from moorage.agent.reporter import Reporter
+from moorage.agent.standing import StandingNews
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import Client, follow, retry_delay_s
@@ -262,6 +263,7 @@ class _Agent:
 
     async def _follow_claims(self, volumes: Volumes) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s
+        news = StandingNews(whole_s=self._settings.whole_list_s)
         is_unknown = False
 
         async def fetch(index: int) -> ClaimAssignments:
@@ -270,20 +272,21 @@ class _Agent:
             if is_unknown:
                 await self._known.wait()
             try:
-                return await self._client.wait_claims(node_id, index, wait_s)
+                return news.note(await self._client.wait_claims(node_id, index, wait_s, news.find_epoch()))
             except NotFound:
                 # Until this node is on record it has no claims. A server that forgets it later is no reason to
                 # unmount anything: the node registers again, and then the server says what it knows.
                 if is_unknown or self._known.is_set():
                     raise
                 is_unknown = True
-                return ClaimAssignments(index=0, claims=())
+                return news.note(ClaimAssignments(index=0, claims=()))
 
         async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
             volumes.assign(answer)
 
     async def _follow_steps(self, group: TaskGroup) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s
+        news = StandingNews(whole_s=self._settings.whole_list_s)
         workers = StepWorkers(
             group,
             self._plugins.drivers,
@@ -293,10 +296,10 @@ class _Agent:
         )
 
         async def fetch(index: int) -> StepAssignments:
-            return await self._client.wait_steps(node_id, index, wait_s)
+            return news.note(await self._client.wait_steps(node_id, index, wait_s, news.find_epoch()))
 
         async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
-            workers.take(answer.steps)
+            workers.take(answer)
 
     def _fault(self, fault: MoorageError) -> None:
         self._link.note_fault(fault)

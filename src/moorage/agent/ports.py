@@ -106,7 +106,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     probe_young_s, probe_old_s: pause between probes until the first success (and after a failure), and afterwards.
     probe_timeout_s: how long a driver may take to say what it is.
     socket_look_s: how often a driver's socket and connection are looked at, to see its end or a restart.
-    wait_s: how long one standing query waits for news.
+    wait_s: how long one standing query waits for news; whole_list_s: how long its answers may name only what is new
+    until the whole list is asked for again.
     controller_calls_max, node_calls_max: driver calls at a time, per plugin.
     slow_calls_max, slow_after_s: calls that have gone on for so long count among these, not among those above.
     rescan_s: how often mounts are looked at without any news.
@@ -132,6 +133,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     probe_timeout_s: float = 5.0
     socket_look_s: float = 0.25
     wait_s: float = 60.0
+    whole_list_s: float = 60.0
     controller_calls_max: int = 32
     node_calls_max: int = 32
     slow_calls_max: int = 256

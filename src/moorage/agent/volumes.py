@@ -30,7 +30,10 @@ class Volumes:
         self._room: Room | None = None
         self._workers: dict[Disk, DiskWorker] = {}
         self._busy: set[Disk] = set()
-        self._last: ClaimAssignments | None = None
+        # The server's last word: this node's claims by disk, the disk of each, and the revision of the node's record.
+        self._claims: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
+        self._disks: dict[ClaimId, Disk] = {}
+        self._node_revision: int | None = None
         # The revision of the node's record with which the server took the node (back); None: it has not.
         self._taken: int | None = None
         self._stepped = anyio.Event()
@@ -44,25 +47,53 @@ class Volumes:
             self._worker(staging.disk).take(staging)
 
     def assign(self, page: ClaimAssignments) -> None:
-        """Take the server's whole list of this node's claims, and wake whom it concerns."""
+        """Take the server's list of this node's claims, whole or what is new of it, and wake whom it concerns."""
         could_mount = self.may_mount
-        is_first, self._last = self._last is None, page
-        grouped: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
+        is_first, self._node_revision = self._node_revision is None, page.node_revision
+        disks = self._merge(page) if page.is_delta else self._replace(page)
+        self._wake_changed(disks, is_first=is_first)
+        self.note_step()
+        if not could_mount and self.may_mount:
+            self.lift()
+
+    def _replace(self, page: ClaimAssignments) -> Iterable[Disk]:
+        self._claims, self._disks = {}, {}
         for assignment in page.claims:
-            claim = assignment.claim
-            disk = Disk(claim.plugin_id, claim.external_id)
-            grouped.setdefault(disk, {})[claim.id] = assignment
-        for disk in {**grouped, **self._workers}:
-            now = grouped.get(disk, {})
+            disk = _disk_of(assignment)
+            self._claims.setdefault(disk, {})[assignment.claim.id] = assignment
+            self._disks[assignment.claim.id] = disk
+        return {**self._claims, **self._workers}
+
+    def _merge(self, page: ClaimAssignments) -> Iterable[Disk]:
+        """Take what is new; the workers keep what they were given, so that a disk's claims are a dict of their own."""
+        changed: dict[Disk, dict[ClaimId, ClaimAssignment]] = {}
+        for claim_id in page.gone:
+            gone_from = self._disks.pop(claim_id, None)
+            if gone_from is not None:
+                if gone_from not in changed:
+                    changed[gone_from] = dict(self._claims[gone_from])
+                del changed[gone_from][claim_id]
+        for assignment in page.claims:
+            disk = self._disks[assignment.claim.id] = _disk_of(assignment)
+            if disk not in changed:
+                changed[disk] = dict(self._claims.get(disk, {}))
+            changed[disk][assignment.claim.id] = assignment
+        for disk, claims in changed.items():
+            if claims:
+                self._claims[disk] = claims
+            else:
+                self._claims.pop(disk, None)
+        return changed
+
+    def _wake_changed(self, disks: Iterable[Disk], *, is_first: bool = False) -> None:
+        for disk in disks:
+            now = self._claims.get(disk, {})
             if disk not in self._workers and all(goal_of(a) == "none" for a in now.values()):
                 continue
             worker = self._worker(disk)
             if is_first or worker.assignments != now:
                 worker.assign(now)
                 self._start(worker)
-        self.note_step()
-        if not could_mount and self.may_mount:
-            self.lift()
 
     # -- the node is the server's ------------------------------------------------------------------------------------
 
@@ -70,7 +101,7 @@ class Volumes:
     def may_mount(self) -> bool:
         """Whether anything may be mounted: the server counts the node among its own, and the list of claims is from
         after it took the node. Before that it may give claims away, and the list may show those still."""
-        return self._taken is not None and self._last is not None and self._last.node_revision >= self._taken
+        return self._taken is not None and self._node_revision is not None and self._node_revision >= self._taken
 
     def note_taken(self, revision: int) -> None:
         """The server has the node among its own; if it had not before, then by this revision of the node's record."""
@@ -97,9 +128,9 @@ class Volumes:
     async def wait_clean(self) -> int:
         """Until nothing is mounted any more for claims that the server does not have, by its last word. Returns the
         ``node_revision`` of that list."""
-        while self._last is None or any(w.is_orphaned for w in self._workers.values()):
+        while self._node_revision is None or any(w.is_orphaned for w in self._workers.values()):
             await self._stepped.wait()
-        return self._last.node_revision
+        return self._node_revision
 
     def has_begun(self, boot_id: str) -> bool:
         """Whether a mount was begun since the host booted, by the journal."""
@@ -142,8 +173,9 @@ class Volumes:
         """The fence is lifted, or mounting is allowed: the server's last word counts again."""
         for worker in self._workers.values():
             worker.retry()
-        if self._last is not None:
-            self.assign(self._last)
+        if self._node_revision is not None:
+            self._wake_changed({**self._claims, **self._workers})
+            self.note_step()
 
     def list_orphans(self) -> list[str]:
         """External IDs of the disks that are still mounted without a claim."""
@@ -167,3 +199,7 @@ class Volumes:
         self._busy.discard(worker.disk)
         del self._workers[worker.disk]
         self.note_step()
+
+
+def _disk_of(assignment: ClaimAssignment) -> Disk:
+    return Disk(assignment.claim.plugin_id, assignment.claim.external_id)

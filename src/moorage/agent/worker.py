@@ -7,8 +7,8 @@ Never: retries (the server decides when a step is due again); adds a pause betwe
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Mapping
 
 import anyio
 import structlog
@@ -18,7 +18,7 @@ from moorage.agent.budget import Budget
 from moorage.agent.calls import call_in_turn
 from moorage.agent.ports import Clock, Driver
 from moorage.agent.reporter import Reporter
-from moorage.model.assignment import StepAssignment, StepReport
+from moorage.model.assignment import StepAssignment, StepAssignments, StepReport
 from moorage.model.ids import PluginId, Revision
 from moorage.model.steps import Failed
 from moorage.rules.operations import is_question
@@ -49,19 +49,30 @@ class StepWorkers:
         self._budgets = budgets
         self._queues: dict[str, deque[StepAssignment]] = {}
         self._in_hand: dict[str, Revision] = {}
-        self._reported: dict[str, tuple[Revision, float]] = {}
-        self._listed: dict[str, Revision] = {}
+        self._reported: OrderedDict[str, tuple[Revision, float]] = OrderedDict()
+        self._listed: dict[str, StepAssignment] = {}
+        # Listed, and there was no room for them yet.
+        self._left: OrderedDict[str, None] = OrderedDict()
 
-    def take(self, assignments: Iterable[StepAssignment]) -> None:
-        """Begin what is new in a page of assignments; what is in hand, or was just reported, is left alone."""
-        page = tuple(assignments)
-        self._listed = {a.key: a.revision for a in page}
+    def take(self, page: StepAssignments) -> None:
+        """Begin what is new in an answer; what is in hand, or was just reported, is left alone."""
+        if page.is_delta:
+            for key in page.gone:
+                self._listed.pop(key, None)
+            self._listed.update((a.key, a) for a in page.steps)
+        else:
+            self._listed = {a.key: a for a in page.steps}
         self._drop_echoes()
-        for assignment in page:
-            if len(self._in_hand) >= QUEUE_MAX:
-                log.warning("steps.too_many", listed=len(page), in_hand=len(self._in_hand))
-                return  # the server lists the rest again
-            if self._is_new(assignment):
+        self._left.update(dict.fromkeys(a.key for a in page.steps))
+        self._begin_left()
+        if self._left:
+            log.warning("steps.too_many", listed=len(self._listed), in_hand=len(self._in_hand))
+
+    def _begin_left(self) -> None:
+        while self._left and len(self._in_hand) < QUEUE_MAX:
+            key, _ = self._left.popitem(last=False)
+            assignment = self._listed.get(key)
+            if assignment is not None and self._is_new(assignment):
                 self._begin(assignment)
 
     def _is_new(self, assignment: StepAssignment) -> bool:
@@ -94,10 +105,12 @@ class StepWorkers:
         queue = self._queues[serial]
         while queue:
             assignment = queue.popleft()
-            if self._listed.get(assignment.key) == assignment.revision:
+            listed = self._listed.get(assignment.key)
+            if listed is not None and listed.revision == assignment.revision:
                 await self._carry_out(assignment)
             elif self._in_hand.get(assignment.key) == assignment.revision:
                 del self._in_hand[assignment.key]  # withdrawn while it waited
+                self._begin_left()
         del self._queues[serial]
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
@@ -131,3 +144,8 @@ class StepWorkers:
         self._reported.pop(assignment.key, None)
         if is_taken:
             self._reported[assignment.key] = (assignment.revision, anyio.current_time())
+            # The server does not tell us what we have told it.
+            listed = self._listed.get(assignment.key)
+            if listed is not None and listed.revision == assignment.revision:
+                del self._listed[assignment.key]
+        self._begin_left()

@@ -10,7 +10,7 @@ import msgspec
 from moorage.api import answers, plugin_answers
 from moorage.api.http import JSON, Answer, Meta, Request, empty_answer, json_answer, text_answer
 from moorage.api.identities import check_own
-from moorage.api.params import ReadOptions, check_page_size, parse_read
+from moorage.api.params import ReadOptions, check_page_size, parse_epoch, parse_read
 from moorage.api.volumes import wait_for_change
 from moorage.engine.reads import ALLOCATIONS, NODES, VOLUMES_TOPICS
 from moorage.engine.service import Service
@@ -232,7 +232,9 @@ async def wait_steps(service: Service, request: Request, node_id: str) -> Answer
     """GET /v1/node/:id/steps."""
     check_own(service, request, node_id)
     options = parse_read(request)
-    found = await service.nodes.wait_steps(NodeId(node_id), index=options.index, wait_s=options.wait_s)
+    found = await service.nodes.wait_steps(
+        NodeId(node_id), index=options.index, wait_s=options.wait_s, epoch=parse_epoch(request)
+    )
     return Answer(body=msgspec.json.encode(found), content_type=JSON, headers={"X-Nomad-Index": str(found.index)})
 
 
@@ -240,7 +242,9 @@ async def wait_claims(service: Service, request: Request, node_id: str) -> Answe
     """GET /v1/node/:id/claims."""
     check_own(service, request, node_id)
     options = parse_read(request)
-    found = await service.nodes.wait_claims(NodeId(node_id), index=options.index, wait_s=options.wait_s)
+    found = await service.nodes.wait_claims(
+        NodeId(node_id), index=options.index, wait_s=options.wait_s, epoch=parse_epoch(request)
+    )
     return Answer(body=msgspec.json.encode(found), content_type=JSON, headers={"X-Nomad-Index": str(found.index)})
 
 

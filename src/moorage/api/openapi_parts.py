@@ -8,6 +8,7 @@ import msgspec
 
 from moorage.api.schema_parts import INTEGER, TEXT, Schema
 
+_INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 _TRUTH: Schema = {
     "type": "string",
     "enum": ["", "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"],
@@ -34,11 +35,12 @@ PARAMETERS: dict[str, Parameter] = _table(
     Parameter("region", "the region; only `global` is known, and none given means that", {"type": "string"}),
     Parameter("namespace", "the namespace; none given means `default`, and lists and searches take `*` for all"),
     Parameter("stale", "whether an answer may be old; every answer here is as fresh as its `X-Nomad-Index`", _TRUTH),
+    Parameter("epoch", "the epoch of the answer that `index` is from: only what is new since is told", _INDEX),
     Parameter("pretty", "anything but `0`: the JSON is indented"),
     Parameter(
         "index",
         "hold the answer back until it is newer than this revision, or until `wait` has passed",
-        {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+        _INDEX,
     ),
     Parameter(
         "wait",

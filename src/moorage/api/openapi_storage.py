@@ -253,7 +253,7 @@ _NODE_CARE: Operations = {
 
 
 def _internal(summary: str, *, body: type[Any] | None = None, answer: type[Any] | None = None) -> Operation:
-    reads = ("region", "stale") if body is None else ()
+    reads = ("region", "stale", "epoch") if body is None else ()
     return Operation(
         group="Between server and agent",
         summary=summary,

@@ -98,6 +98,14 @@ def parse_read(request: Request) -> ReadOptions:
     )
 
 
+def parse_epoch(request: Request) -> int:
+    """Whose index an agent gives back with its query; 0: it wants the whole list. Raises BadRequest."""
+    text = request.query.get("epoch", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= _UINT64_MAX):
+        raise BadRequest("Invalid epoch")
+    return int(text)
+
+
 def _parse_per_page(text: str) -> int:
     if not text:
         return 0

@@ -88,16 +88,19 @@ class Client:
         """Tell what came of assignments. Repeating it is harmless; a stale one is ignored."""
         await self._call("PUT", _page(node_id, "reports"), body=_encode(Reports(reports=tuple(reports))))
 
-    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float) -> StepAssignments:
-        """The controller calls due for this node, as soon as they differ from those at ``index``."""
-        return _decode(await self._wait(_page(node_id, "steps"), index, wait_s), StepAssignments)
+    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> StepAssignments:
+        """The controller calls due for this node, as soon as they differ from those at ``index``; with the ``epoch`` of
+        the last answer perhaps only what is new since."""
+        return _decode(await self._wait(_page(node_id, "steps"), index, wait_s, epoch), StepAssignments)
 
-    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float) -> ClaimAssignments:
-        """The claims of this node, as soon as they differ from those at ``index``."""
-        return _decode(await self._wait(_page(node_id, "claims"), index, wait_s), ClaimAssignments)
+    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> ClaimAssignments:
+        """The claims of this node, as soon as they differ from those at ``index``; ``epoch``: as in ``wait_steps``."""
+        return _decode(await self._wait(_page(node_id, "claims"), index, wait_s, epoch), ClaimAssignments)
 
-    async def _wait(self, path: str, index: int, wait_s: float) -> Answer:
+    async def _wait(self, path: str, index: int, wait_s: float, epoch: int) -> Answer:
         query = {"index": str(index), "wait": f"{round(wait_s * 1000)}ms"}
+        if epoch:
+            query["epoch"] = str(epoch)
         timeout_s = wait_s * WAIT_SLACK + self._call_timeout_s
         return _checked(await self._transport.request("GET", path, query=query, body=None, timeout_s=timeout_s))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from moorage.engine.plugin_facts import PluginFacts
 from moorage.engine.ports import Chance, Clock
 from moorage.engine.reads import Reads
 from moorage.engine.retrying import TRIES_MAX_CROWDED, TRIES_MAX_QUEUED, decide_again
@@ -19,7 +20,6 @@ from moorage.model.plugin import MAX_VOLUMES_UNLIMITED
 from moorage.model.volume import Progress, Volume
 from moorage.rules.allocations import add_event, choose_volume, is_terminal
 from moorage.rules.claims import admit_claim, check_room, complete_request
-from moorage.rules.plugins import measure_health
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
 from moorage.state.view import Record
@@ -36,6 +36,7 @@ class Allocations:
         self._reads = reads
         self._clock = clock
         self._chance = chance
+        self._facts = PluginFacts(repo.view)
 
     async def start(self, asked: Allocation) -> Record[Allocation]:
         """Admit an allocation: its record, its claims and the touched volumes in one write.
@@ -127,14 +128,15 @@ class Allocations:
             c for c in _claims_in(write) if (c.plugin_id, c.external_id) == (claim.plugin_id, claim.external_id)
         ]
         admit_claim(claim, volume, holders)
-        on_node = [r.value for r in view.claims.of_node(claim.node_id)] + _claims_in(write)
         max_volumes = self._max_volumes(claim)
-        if check_room(claim, on_node, max_volumes) and max_volumes < MAX_VOLUMES_UNLIMITED:
-            # Another disk than those counted may be on its way to the node: then one of the two counts again.
-            key = keys.turnstile_key(claim.node_id, claim.plugin_id)
-            passed = view.turnstiles.find(key)
-            turnstile = Turnstile(node_id=claim.node_id, plugin_id=claim.plugin_id)
-            write.put(key, turnstile, revision=passed.modified if passed else 0)
+        if max_volumes < MAX_VOLUMES_UNLIMITED:
+            on_node = [r.value for r in view.claims.of_node(claim.node_id)] + _claims_in(write)
+            if check_room(claim, on_node, max_volumes):
+                # Another disk than those counted may be on its way to the node: then one of the two counts again.
+                key = keys.turnstile_key(claim.node_id, claim.plugin_id)
+                passed = view.turnstiles.find(key)
+                turnstile = Turnstile(node_id=claim.node_id, plugin_id=claim.plugin_id)
+                write.put(key, turnstile, revision=passed.modified if passed else 0)
         write.put(keys.claim_key(claim.id), claim, revision=0)
         # Every record of the disk is touched, so that claims through another one are serialized too.
         for same in disk:
@@ -155,7 +157,7 @@ class Allocations:
     def _make_claim(self, allocation: Allocation, request: VolumeRequest, volume: Volume) -> Claim:
         plugin = self._reads.find_plugin(volume.plugin_id)
         instance = plugin.value.instances.get(allocation.node_id) if plugin else None
-        health = measure_health(plugin.value if plugin else None)
+        health = self._facts.find(volume.plugin_id).health
         if not health.is_schedulable:
             text = (
                 f'volume is currently unschedulable: plugin "{volume.plugin_id}" of volume "{volume.id}" has '

@@ -7,7 +7,7 @@ as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import anyio
 import structlog
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 LOOK_S = 0.5
 CLAIMS_AT_ONCE = 50
+NODES_AT_ONCE = 50
 _SECOND = 1_000_000_000
 
 
@@ -80,7 +81,11 @@ class Leases:
         """Look at all nodes again and again, until cancelled."""
         async with anyio.create_task_group() as group:
             while True:
-                for record in self._reads.list_nodes():
+                nodes = self._reads.list_nodes()
+                silent = [r for r in nodes if r.value.status == "ready" and self._is_silent(r.value.id)]
+                for start in range(0, len(silent), NODES_AT_ONCE):
+                    await self._try_lose(silent[start : start + NODES_AT_ONCE])
+                for record in self._reads.list_nodes() if silent else nodes:
                     try:
                         await self._look_at(record, group)
                     except StateConflict:
@@ -89,20 +94,43 @@ class Leases:
                         log.warning("lease.look_failed", node=record.value.id, code=error.code, error=error.message)
                 await anyio.sleep(LOOK_S)
 
+    def _is_silent(self, node_id: NodeId) -> bool:
+        return self.silent_s(node_id) > self._settings.lease_s
+
+    async def _try_lose(self, nodes: Sequence[Record[Node]]) -> None:
+        """Lose silent nodes in one write, because each write of their plugins costs as much as there are nodes; one by
+        one where one of them was heard of in between."""
+        try:
+            await self._lose(nodes)
+        except StateConflict:
+            for record in nodes if len(nodes) > 1 else ():
+                await self._try_lose((record,))
+        except MoorageError as error:
+            for record in nodes:
+                log.warning("lease.look_failed", node=record.value.id, code=error.code, error=error.message)
+
+    async def _lose(self, nodes: Sequence[Record[Node]]) -> None:
+        now_ns, write = self._clock.now_ns(), Write()
+        lost = [r for r in nodes if self._is_silent(r.value.id)]
+        for record in lost:
+            write.put(keys.node_key(record.value.id), rules.lose(record.value, now_ns=now_ns), revision=record.modified)
+        if not lost:
+            return
+        self._put_unhealthy(write, {r.value.id for r in lost}, now_ns=now_ns)
+        silent_s = {r.value.id: round(self.silent_s(r.value.id), 1) for r in lost}
+        await self._repo.commit(write)
+        for record in lost:
+            node = record.value
+            log.warning("node.lost", node=node.id, name=node.name, silent_s=silent_s[node.id])
+
     async def _look_at(self, record: Record[Node], group: anyio.abc.TaskGroup) -> None:
         node = record.value
-        key = keys.node_key(node.id)
         now_ns = self._clock.now_ns()
         if node.status == "ready":
             self.hooks.forget(node.id)
             self._lost_ns.pop(node.id, None)
             if node.wanted == "draining":
                 await self._drain(record)
-            if self.silent_s(node.id) > self._settings.lease_s:
-                write = Write().put(key, rules.lose(node, now_ns=now_ns), revision=record.modified)
-                self._put_unhealthy(write, node.id, now_ns=now_ns)
-                await self._repo.commit(write)
-                log.warning("node.lost", node=node.id, name=node.name, silent_s=round(self.silent_s(node.id), 1))
             return
         if node.status != "down":
             return
@@ -115,16 +143,18 @@ class Leases:
             return
         await self._free_claims(record)
 
-    def _put_unhealthy(self, write: Write, node_id: NodeId, *, now_ns: int) -> None:
-        """A lost node's drivers are not healthy: no controller call goes there, no use starts there."""
+    def _put_unhealthy(self, write: Write, lost: Collection[NodeId], *, now_ns: int) -> None:
+        """Lost nodes' drivers are not healthy: no controller call goes there, no use starts there."""
+        text = "the node is lost"
         for plugin in self._reads.list_plugins():
-            instance = plugin.value.instances.get(node_id)
-            if instance is not None and instance.healthy:
-                sick = rules.replace(
-                    instance, healthy=False, health_description="the node is lost", updated_at_ns=now_ns
-                )
-                instances = {**plugin.value.instances, node_id: sick}
-                record = rules.replace(plugin.value, instances=instances, modified_at_ns=now_ns)
+            instances = plugin.value.instances
+            sick = {
+                node_id: rules.replace(instance, healthy=False, health_description=text, updated_at_ns=now_ns)
+                for node_id in lost
+                if (instance := instances.get(node_id)) is not None and instance.healthy
+            }
+            if sick:
+                record = rules.replace(plugin.value, instances={**instances, **sick}, modified_at_ns=now_ns)
                 write.put(keys.plugin_key(record.id), record, revision=plugin.modified)
 
     async def _take_hook_word(self, node: Node, reason: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-import msgspec
 import structlog
 
 from moorage.engine.driver_calls import DriverCalls
+from moorage.engine.handouts import Handouts
 from moorage.engine.leases import Leases
+from moorage.engine.plugin_reports import PluginReports
 from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.questions import QUESTIONS, Questions
 from moorage.engine.reads import Reads
@@ -23,18 +24,16 @@ from moorage.model.assignment import (
     StepAssignments,
     StepReport,
 )
-from moorage.model.ids import NodeId, PluginId
+from moorage.model.ids import ClaimId, NodeId, PluginId
 from moorage.model.node import Node, NodeWanted
 from moorage.model.plugin import Instance
 from moorage.model.volume import Secrets
 from moorage.rules.nodes import check_taken_back, find_reboot, fold_registration, set_wanted
-from moorage.rules.plugins import fold_report
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
 
 log = structlog.get_logger()
-replace = msgspec.structs.replace
 
 
 class Nodes:
@@ -58,6 +57,7 @@ class Nodes:
         self._settings = settings
         self._leases = leases
         self._questions = questions
+        self._plugin_reports = PluginReports(repo, clock)
         self.driver_calls = DriverCalls()
 
     async def register(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
@@ -105,58 +105,64 @@ class Nodes:
     async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
         """Fold the node's driver instances into the plugins' records. Raises NotFound for an unknown node."""
         self._get_node(node_id)
+        await self._plugin_reports.take(node_id, instances)
 
-        async def decide() -> None:
-            plugins = {r.value.id: r for r in self._reads.list_plugins()}
-            own = {k: replace(i, node_id=node_id) for k, i in instances.items()}
-            records = {k: r.value for k, r in plugins.items()}
-            changed = fold_report(records, node_id, own, now_ns=self._clock.now_ns())
-            write = Write()
-            for plugin_id, plugin in changed.items():
-                revision = plugins[plugin_id].modified if plugin_id in plugins else 0
-                if plugin is None:
-                    write.delete(keys.plugin_key(plugin_id), revision=revision)
-                else:
-                    write.put(keys.plugin_key(plugin_id), plugin, revision=revision)
-            if changed:
-                await self._repo.commit(write)
-
-        await decide_again(decide, "the plugins keep changing; report again", tries_max=TRIES_MAX_CROWDED)
-
-    async def wait_steps(self, node_id: NodeId, *, index: int, wait_s: float) -> StepAssignments:
-        """The controller calls due for the node, as soon as they differ from those of ``index``."""
+    async def wait_steps(self, node_id: NodeId, *, index: int, wait_s: float, epoch: int = 0) -> StepAssignments:
+        """The controller calls due for the node, as soon as they differ from those of ``index``; only what is new
+        since then where ``epoch`` shows that the asker has the rest."""
         self._get_node(node_id)
-        topic = steps_topic(node_id)
-        await self._wait(topic, index, wait_s)
-        return StepAssignments(index=self._reconciler.version(topic), steps=self._reconciler.find_steps(node_id))
-
-    async def wait_claims(self, node_id: NodeId, *, index: int, wait_s: float) -> ClaimAssignments:
-        """The node's claims, as soon as they differ from those of ``index``; for a lost node too, which has to know
-        what it still has before it may come back."""
-        if self._reads.find_node(node_id) is None:
-            raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)
-        topic = claims_topic(node_id)
-        await self._wait(topic, index, wait_s)
-        found = self._reads.find_node(node_id)
-        return ClaimAssignments(
-            index=self._reconciler.version(topic),
-            claims=self._find_claims(node_id),
-            node_revision=found.modified if found else 0,
+        handouts, changed = await self._wait(steps_topic(node_id), index, epoch, wait_s)
+        steps = self._reconciler.find_steps(node_id, changed)
+        has = {step.key for step in steps}
+        return StepAssignments(
+            index=handouts.version,
+            steps=steps,
+            epoch=self._reconciler.epoch,
+            is_delta=changed is not None,
+            gone=tuple(key for key in changed or () if key not in has),
         )
 
-    async def _wait(self, topic: str, index: int, wait_s: float) -> None:
-        if self._reconciler.version(topic) != index:
-            return
+    async def wait_claims(self, node_id: NodeId, *, index: int, wait_s: float, epoch: int = 0) -> ClaimAssignments:
+        """The node's claims, as soon as they differ from those of ``index``; for a lost node too, which has to know
+        what it still has before it may come back. ``epoch``: as in ``wait_steps``."""
+        if self._reads.find_node(node_id) is None:
+            raise NotFound(f'node "{node_id}" is not registered', code="node_missing", node=node_id)
+        handouts, changed = await self._wait(claims_topic(node_id), index, epoch, wait_s)
+        found = self._reads.find_node(node_id)
+        claims = self._find_claims(node_id, changed)
+        has = {assignment.claim.id for assignment in claims}
+        return ClaimAssignments(
+            index=handouts.version,
+            claims=claims,
+            node_revision=found.modified if found else 0,
+            epoch=self._reconciler.epoch,
+            is_delta=changed is not None,
+            gone=tuple(ClaimId(key) for key in changed or () if key not in has),
+        )
 
-        def moved(change: Change) -> bool | None:
-            return True
+    async def _wait(self, topic: str, index: int, epoch: int, wait_s: float) -> tuple[Handouts, tuple[str, ...] | None]:
+        """Wait for news beyond the index. Returns the list's versions, and what is new; None: all has to be told."""
+        handouts = self._reconciler.handouts(topic)
+        is_known = epoch == self._reconciler.epoch
+        if is_known:
+            handouts.forget(index)
+        if handouts.version == index:
 
-        await self._reconciler.signals.wait((topic,), moved, timeout_s=wait_s)
+            def moved(change: Change) -> bool | None:
+                return True
 
-    def _find_claims(self, node_id: NodeId) -> tuple[ClaimAssignment, ...]:
+            await self._reconciler.signals.wait((topic,), moved, timeout_s=wait_s)
+        return handouts, handouts.find_since(index) if is_known else None
+
+    def _find_claims(self, node_id: NodeId, only: Iterable[str] | None) -> tuple[ClaimAssignment, ...]:
         view = self._repo.view
         found = []
-        for record in view.claims.of_node(node_id):
+        if only is None:
+            records = view.claims.of_node(node_id)
+        else:
+            named = (view.claims.get(ClaimId(claim_id)) for claim_id in only)
+            records = [r for r in named if r is not None and r.value.node_id == node_id]
+        for record in records:
             claim = record.value
             volume = view.volumes.get(claim.namespace, claim.volume_id)
             stored = volume.value if volume else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import msgspec
 
+from moorage.engine.plugin_facts import PluginFacts
 from moorage.engine.ports import EngineSettings
 from moorage.model.assignment import StepAssignment
 from moorage.model.claim import Allocation, Claim, ClaimState
@@ -23,7 +25,7 @@ from moorage.model.volume import Progress, Volume
 from moorage.rules import allocations as allocation_rules
 from moorage.rules import claims as claim_rules
 from moorage.rules import volumes as volume_rules
-from moorage.rules.plugins import choose_controller, find_controller_info
+from moorage.rules.plugins import choose_controller
 from moorage.state import keys
 from moorage.state.view import Record, View
 
@@ -89,12 +91,13 @@ class Planner:
     def __init__(self, view: View, settings: EngineSettings) -> None:
         self._view = view
         self._settings = settings
+        self._facts = PluginFacts(view)
         # Operations whose answer has been read: their records may go.
         self.read_operations: set[str] = set()
         # Operations that are on no record: calls that change nothing (see ``engine.questions``).
         self.questions: dict[str, Record[Operation]] = {}
         # The controller that had the last call of a serial key, the newest last.
-        self.controllers: dict[str, NodeId] = {}
+        self.controllers: OrderedDict[str, NodeId] = OrderedDict()
 
     def plan(self, key: str, *, now_ns: int) -> Plan:
         """The plan for the record under a store key; FINISHED when there is none."""
@@ -132,8 +135,7 @@ class Planner:
 
     def plan_claim(self, key: str, record: Record[Claim], claim: Claim, now_ns: int) -> Plan:
         """The plan for a claim's record."""
-        plugin = self._view.find_plugin(claim.plugin_id)
-        info = find_controller_info(plugin.value if plugin else None)
+        info = self._facts.find(claim.plugin_id).info
         siblings = [
             r
             for r in self._view.claims.of_disk(claim.plugin_id, claim.external_id)
@@ -165,10 +167,8 @@ class Planner:
         """Whether the driver attaches. Unknown while a controller is required and none has told: then claims wait."""
         if told is not None:
             return told
-        plugin = self._view.find_plugin(plugin_id)
-        if plugin is None or any(i.requires_controller for i in plugin.value.instances.values()):
-            return None
-        return False
+        facts = self._facts.find(plugin_id)
+        return None if facts.plugin is None or facts.health.is_controller_required else False
 
     def _plan_operation(self, key: str, record: Record[Operation], operation: Operation, now_ns: int) -> Plan:
         if operation.expires_at_ns <= now_ns or key in self.read_operations:
@@ -221,15 +221,14 @@ class Planner:
     ) -> Plan:
         if progress.next_try_at_ns > now_ns:
             return Plan(due_at_ns=progress.next_try_at_ns, is_finished=False)
-        plugin = self._view.find_plugin(plugin_id)
-        busy = self.controllers.pop(serial, None)
-        node_id = choose_controller(plugin.value if plugin else None, busy=busy)
+        healthy = self._facts.find(plugin_id).controllers
+        node_id = choose_controller(healthy, busy=self.controllers.pop(serial, None))
         if node_id is None:
             return UNFINISHED
         if serial:
             self.controllers[serial] = node_id
             if len(self.controllers) > CONTROLLERS_MAX:
-                del self.controllers[next(iter(self.controllers))]
+                self.controllers.popitem(last=False)
         assignment = StepAssignment(
             key=key,
             revision=type(self._view.revision)(revision),
@@ -260,11 +259,13 @@ class Planner:
             for claim in self._view.claims.of_volume(*record.key):
                 yield keys.claim_key(claim.value.id)
 
-    def find_mounting_nodes(self, record: object) -> set[NodeId]:
-        """Nodes whose claim assignments show something of this record."""
+    def find_shown_claims(self, record: object) -> Iterable[Claim]:
+        """Claims whose assignments show something of this record: the claim itself, or those of the volume."""
+        if isinstance(record, Claim):
+            return (record,)
         if isinstance(record, Volume):
-            return {c.value.node_id for c in self._view.claims.of_volume(*record.key)}
-        return set()
+            return [c.value for c in self._view.claims.of_volume(*record.key)]
+        return ()
 
     def _find_volume(self, claim: Claim) -> Volume | None:
         record = self._view.volumes.get(claim.namespace, claim.volume_id)

@@ -11,7 +11,7 @@ It never raises outward: a failure is a field of the record.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import anyio
@@ -19,12 +19,12 @@ import structlog
 from anyio.abc import TaskStatus
 
 from moorage.engine.due import DueKeys
+from moorage.engine.handouts import Handouts
 from moorage.engine.outcomes import Outcomes
 from moorage.engine.planning import Plan, Planned, Planner
 from moorage.engine.ports import Chance, Clock, EngineSettings
 from moorage.errors import MoorageError, StateConflict
 from moorage.model.assignment import StepAssignment
-from moorage.model.claim import Claim
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
 from moorage.model.operation import Operation
@@ -81,7 +81,6 @@ class Reconciler:
         self._by_node: dict[NodeId, dict[str, Planned]] = {}
         # Assignments whose outcome their node has told: by their key, the revision they were for.
         self._told: dict[str, int] = {}
-        self._versions: dict[str, int] = {}
         # In the order of their decisions, so that the oldest is looked at first.
         self._unfinished: dict[str, None] = {}
         self._due = DueKeys()
@@ -91,8 +90,10 @@ class Reconciler:
         # Holds keys, each at most once (``_writing``), so it is bounded by the number of records.
         self._queue: deque[str] = deque()
         self._queued = anyio.Semaphore(0)
-        # Versions start at the clock so that an agent's index from before a restart never equals a new one.
-        self._first_version = clock.now_ns() // 1000
+        # Versions start at the clock so that an agent's index from before a restart never equals a new one. The first
+        # one also tells whose versions they are.
+        self.epoch = clock.now_ns() // 1000
+        self._handouts: dict[str, Handouts] = {}
         repo.feed.subscribe(self.look_at)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -116,23 +117,19 @@ class Reconciler:
             assert isinstance(record, Plugin)
             for unfinished in list(self._unfinished):
                 self._decide(unfinished)
-            for node_id in record.instances:
-                self._bump(claims_topic(node_id))
             return
         if table == keys.NODES:
             assert isinstance(record, Node)
             # The list of claims names the record's revision, by which the agent is clean.
-            self._bump(claims_topic(record.id))
+            self._note(claims_topic(record.id))
             return
         if table == keys.NAMESPACES:
             return
         self._decide(key)
         for other in self.planner.find_dependents(key, record):
             self._decide(other)
-        for node_id in self.planner.find_mounting_nodes(record):
-            self._bump(claims_topic(node_id))
-        if isinstance(record, Claim):
-            self._bump(claims_topic(record.node_id))
+        for claim in self.planner.find_shown_claims(record):
+            self._note(claims_topic(claim.node_id), claim.id)
 
     def forget_operation(self, key: str) -> None:
         """The operation's answer has been read, or nobody waits for it any more: its record goes."""
@@ -177,22 +174,27 @@ class Reconciler:
             return
         if old is not None:
             del self._by_node[old.node_id][key]
-            if self._told.pop(key, None) != old.assignment.revision:
-                self._bump(steps_topic(old.node_id))
+            # The node that has told the outcome knows that the step is no longer due.
+            is_told = self._told.pop(key, None) == old.assignment.revision
+            if not is_told and (planned is None or planned.node_id != old.node_id):
+                self._note(steps_topic(old.node_id), key)
         if planned is None:
             self.assigned.pop(key, None)
             return
         self.assigned[key] = planned
         self._by_node.setdefault(planned.node_id, {})[key] = planned
-        self._bump(steps_topic(planned.node_id))
+        self._note(steps_topic(planned.node_id), key)
 
-    def _bump(self, topic: str) -> None:
-        self._versions[topic] = self.version(topic) + 1
+    def _note(self, topic: str, key: str = "") -> None:
+        self.handouts(topic).note(key)
         self.signals.notify(topic, Change(topic, self._repo.view.revision, None, None))
 
-    def version(self, topic: str) -> int:
-        """A number that moves with every change of the topic; never one that an earlier run handed out."""
-        return self._versions.get(topic, self._first_version)
+    def handouts(self, topic: str) -> Handouts:
+        """What changed in a node's list, and when; its versions are never ones that an earlier run handed out."""
+        found = self._handouts.get(topic)
+        if found is None:
+            found = self._handouts[topic] = Handouts(self.epoch)
+        return found
 
     def measure_queues(self) -> dict[str, int]:
         """How many records wait: to be written, for their step at all, for a driver's answer, for a time."""
@@ -203,10 +205,11 @@ class Reconciler:
             "due_later": len(self._due),
         }
 
-    def find_steps(self, node_id: NodeId) -> tuple[StepAssignment, ...]:
-        """The controller calls that are due for a node now, oldest record first."""
+    def find_steps(self, node_id: NodeId, only: Iterable[str] | None = None) -> tuple[StepAssignment, ...]:
+        """The controller calls that are due for a node now, oldest record first; of some records, or of all."""
         found = self._by_node.get(node_id, {})
-        return tuple(sorted((p.assignment for p in found.values()), key=lambda a: (a.revision, a.key)))
+        chosen = found.values() if only is None else [found[key] for key in only if key in found]
+        return tuple(sorted((p.assignment for p in chosen), key=lambda a: (a.revision, a.key)))
 
     # -- settling: writes that need no driver call -------------------------------------------------------------------
 

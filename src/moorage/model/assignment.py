@@ -81,10 +81,17 @@ class StepAssignment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepAssignments(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to ``GET steps``: all calls that are due for this node now; ``index`` goes into the next query."""
+    """Answer to ``GET steps``: all calls that are due for this node now; ``index`` goes into the next query.
+
+    ``epoch`` names the server's run that counts these indexes. A query that gives it back with ``index`` may be
+    answered by what is new since then: ``is_delta``, with the keys of the calls that are ``gone``.
+    """
 
     index: int
     steps: tuple[StepAssignment, ...]
+    epoch: int = 0
+    is_delta: bool = False
+    gone: tuple[str, ...] = ()
 
 
 class ClaimAssignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,12 +115,15 @@ class ClaimAssignments(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to ``GET claims``: every claim of this node; ``index`` goes into the next query.
 
     ``node_revision``: the modify revision of the node's record with which the list was read (0: no such record). It
-    moves with everything that takes claims from a lost node.
+    moves with everything that takes claims from a lost node. ``epoch``, ``is_delta``, ``gone``: as in StepAssignments.
     """
 
     index: int
     claims: tuple[ClaimAssignment, ...]
     node_revision: int = 0
+    epoch: int = 0
+    is_delta: bool = False
+    gone: tuple[ClaimId, ...] = ()
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

@@ -6,7 +6,7 @@ Source: contract csi-engine §A.4, §I.7, §I.19.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -88,18 +88,20 @@ def find_controller_info(plugin: Plugin | None) -> ControllerInfo | None:
     return told[0].controller if told else None
 
 
-def choose_controller(plugin: Plugin | None, *, busy: NodeId | None = None) -> NodeId | None:
-    """The node whose instance makes the plugin's controller calls; None when none is healthy.
+def choose_controller(healthy: Collection[NodeId], *, busy: NodeId | None = None) -> NodeId | None:
+    """The node whose instance makes a plugin's controller call, of those that can; None when none can.
 
     It is ``busy``, which had the volume's last call, as long as that one is healthy: it may still be at a call that
-    nobody wants any more, and two controllers would work on one volume at once. Else the first healthy one by node ID.
+    nobody wants any more, and two controllers would work on one volume at once. Else the first one in their order.
     """
+    return busy if busy in healthy else next(iter(healthy), None)
+
+
+def list_controllers(plugin: Plugin | None) -> tuple[NodeId, ...]:
+    """The nodes whose instance can make the plugin's controller calls now, by node ID."""
     if plugin is None:
-        return None
-    healthy = sorted(i.node_id for i in plugin.instances.values() if i.controller is not None and i.healthy)
-    if busy in healthy:
-        return busy
-    return healthy[0] if healthy else None
+        return ()
+    return tuple(sorted(i.node_id for i in plugin.instances.values() if i.controller is not None and i.healthy))
 
 
 def fold_report(

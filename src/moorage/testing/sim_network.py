@@ -116,19 +116,19 @@ class SimClient(Client):
             self._host, lambda s: s.nodes.report(node_id, told), timeout_s=CALL_TIMEOUT_S, is_write=True
         )
 
-    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float) -> StepAssignments:
+    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> StepAssignments:
         """See ``Client``."""
         return await self._network.ask(
             self._host,
-            lambda s: s.nodes.wait_steps(node_id, index=index, wait_s=wait_s),
+            lambda s: s.nodes.wait_steps(node_id, index=index, wait_s=wait_s, epoch=epoch),
             timeout_s=wait_s * WAIT_SLACK + CALL_TIMEOUT_S,
         )
 
-    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float) -> ClaimAssignments:
+    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> ClaimAssignments:
         """See ``Client``."""
         answer = await self._network.ask(
             self._host,
-            lambda s: s.nodes.wait_claims(node_id, index=index, wait_s=wait_s),
+            lambda s: s.nodes.wait_claims(node_id, index=index, wait_s=wait_s, epoch=epoch),
             timeout_s=wait_s * WAIT_SLACK + CALL_TIMEOUT_S,
         )
         self._node_revision = answer.node_revision

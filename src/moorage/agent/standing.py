@@ -1,0 +1,35 @@
+"""Whether the next answer of a standing query may name only what is new.
+
+It may when this agent has the list up to the last answer; the whole list is asked for again from time to time all the
+same, so that nothing that was missed by a fault on either side stays missed.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import anyio
+
+from moorage.model.assignment import ClaimAssignments, StepAssignments
+
+Page = TypeVar("Page", ClaimAssignments, StepAssignments)
+
+
+class StandingNews:
+    """One standing query's place. ``whole_s``: how long the list is taken for right without being read whole."""
+
+    def __init__(self, *, whole_s: float) -> None:
+        self._whole_s = whole_s
+        self._epoch = 0
+        self._read_s = 0.0
+
+    def find_epoch(self) -> int:
+        """What the next query says: the epoch of the list that is here, or 0 to get it whole."""
+        return self._epoch if anyio.current_time() - self._read_s < self._whole_s else 0
+
+    def note(self, page: Page) -> Page:
+        """The answer, which is taken before the next query."""
+        self._epoch = page.epoch
+        if not page.is_delta:
+            self._read_s = anyio.current_time()
+        return page
