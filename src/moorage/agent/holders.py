@@ -135,26 +135,62 @@ def _list(path: Path) -> list[str]:
         return []
 
 
-def _find_held(process: Path, area: _Area) -> Iterator[tuple[How, str]]:
-    roots = [*area.places, *area.trees]
+# What of a process may be on a mount: how it uses it, the path, and of an open file its number.
+_Use = tuple[How, str, str]
+_Look = Callable[[Path], Iterator[_Use]]
+
+
+def _list_held(process: Path) -> Iterator[_Use]:
     for name, how in _LINKS:
         link = _read_link(process / name)
-        if link.startswith("/") and any(is_at_or_below(link, root) for root in roots if root != "/"):
-            yield how, link
+        if link.startswith("/"):
+            yield how, link, ""
     for number in _list(process / "fd"):
         link = _read_link(process / "fd" / number)
-        if not link.startswith("/") or not any(is_at_or_below(link, root) for root in roots):
-            continue
-        is_in_tree = any(is_at_or_below(link, tree) for tree in area.trees)
-        if is_in_tree or rules.parse_mount_id(_read(process / "fdinfo" / number)) in area.ids:
-            yield "open", link
+        if link.startswith("/"):
+            yield "open", link, number
 
 
-def _find_mapped(process: Path, area: _Area) -> Iterator[tuple[How, str]]:
-    roots = [root for root in (*area.places, *area.trees) if root != "/"]
+def _list_mapped(process: Path) -> Iterator[_Use]:
     for path in rules.parse_mapped(_read(process / "maps")):
-        if any(is_at_or_below(path, root) for root in roots):
-            yield "mapped", path
+        yield "mapped", path, ""
+
+
+class _Index:
+    """Where the questions' areas are in one namespace, so that a path is looked up once for all of them."""
+
+    def __init__(self, areas: Sequence[_Area]) -> None:
+        self.areas = areas
+        self._by_root: dict[str, list[int]] = {}
+        for position, area in enumerate(areas):
+            for root in (*area.places, *area.trees):
+                self._by_root.setdefault(root, []).append(position)
+        self.is_empty = all(area.is_empty for area in areas)
+
+    def find(self, process: Path, use: _Use) -> Iterator[int]:
+        """The areas that a process uses so. A file is told by its mount, and anything else by its path; that everything
+        is below ``/`` says something of files alone."""
+        how, path, number = use
+        roots = [root for root in _list_upwards(path) if root in self._by_root and (how == "open" or root != "/")]
+        if not roots:
+            return
+        mount_id = rules.parse_mount_id(_read(process / "fdinfo" / number)) if how == "open" else None
+        for position in dict.fromkeys(position for root in roots for position in self._by_root[root]):
+            area = self.areas[position]
+            if area.is_empty:
+                continue
+            if how != "open" or mount_id in area.ids or any(is_at_or_below(path, tree) for tree in area.trees):
+                yield position
+
+
+def _list_upwards(path: str) -> Iterator[str]:
+    """A path, and all that is above it, up to ``/``."""
+    yield path
+    end = len(path)
+    while (end := path.rfind("/", 0, end)) > 0:
+        yield path[:end]
+    if path != "/":
+        yield "/"
 
 
 def _name(process: Path, how: How, path: str) -> Holder:
@@ -181,13 +217,13 @@ class _Scan:
         table = rules.parse_mount_table(_read(proc / "self" / "mountinfo"))
         here = [_look_here(question, table) for question in questions]
         self._origins = [origins for _, origins, _ in here]
-        self._areas: dict[str, list[_Area]] = {own: [area for area, _, _ in here]}
+        self._areas: dict[str, _Index] = {own: _Index([area for area, _, _ in here])}
         self._own = own
         self.found: list[list[Holder]] = [list(nested) for _, _, nested in here]
 
-    def run(self, find: Callable[[Path, _Area], Iterator[tuple[How, str]]], *, is_first: bool) -> None:
-        """Look at each process with ``find``. Blocks. ``is_first``: mounts made on purpose are told too."""
-        if all(area.is_empty for area in self._areas[self._own]):
+    def run(self, look: _Look, *, is_first: bool) -> None:
+        """Look at each process once. Blocks. ``is_first``: mounts made on purpose are told too."""
+        if self._areas[self._own].is_empty:
             return
         own_pid, told = str(os.getpid()), set[str]()
         for name in _list(self._proc):
@@ -195,15 +231,17 @@ class _Scan:
                 continue
             process = self._proc / name
             namespace = _read_link(process / "ns" / "mnt") or self._own
-            areas = self._areas.get(namespace)
-            if areas is None:
+            index = self._areas.get(namespace)
+            if index is None:
                 table = rules.parse_mount_table(_read(process / "mountinfo"))
                 pairs = zip(self._questions, self._origins, strict=True)
-                areas = self._areas[namespace] = [_look_there(q, o, table) for q, o in pairs]
-            for area, found in zip(areas, self.found, strict=True):
-                if not area.is_empty:
-                    found += [_name(process, how, path) for how, path in find(process, area)]
-                if is_first and namespace not in told:
+                index = self._areas[namespace] = _Index([_look_there(q, o, table) for q, o in pairs])
+            if not index.is_empty:
+                for use in look(process):
+                    for position in index.find(process, use):
+                        self.found[position].append(_name(process, use[0], use[1]))
+            if is_first and namespace not in told:
+                for area, found in zip(index.areas, self.found, strict=True):
                     found += [_name(process, "mount", point) for point in area.on_purpose]
             told.add(namespace)
 
@@ -239,13 +277,13 @@ class HolderSearch:
     async def _ask(self, questions: list[Question]) -> list[tuple[Holder, ...]]:
         def look() -> _Scan:
             scan = _Scan(questions, self._proc)
-            scan.run(_find_held, is_first=True)
+            scan.run(_list_held, is_first=True)
             return scan
 
         scan = await self._lane.run(look)
         answers = [tuple(found) for found in scan.found]
         try:
-            await self._mapped_lane.run(lambda: scan.run(_find_mapped, is_first=False))
+            await self._mapped_lane.run(lambda: scan.run(_list_mapped, is_first=False))
         except DeadlineExceeded:
             log.warning("holders.mapped_not_seen", questions=len(questions))
             return answers
