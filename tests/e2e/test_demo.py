@@ -103,8 +103,8 @@ def test_a_breach_during_the_tour_fails_it(calls: Path) -> None:
     async def breach(socket: Path) -> None:
         step = steps.PublishVolume(
             external_id="none",
-            target_path="/nowhere/target",
-            staging_path="/nowhere/staging",
+            target_path=f"{calls}/breach/target",
+            staging_path=f"{calls}/breach/staging",
             capability=Capability(access_mode="single-node-writer", attachment_mode="file-system"),
         )
         async with DriverClient(str(socket)) as client:

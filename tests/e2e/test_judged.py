@@ -18,20 +18,21 @@ from moorage.model.volume import Capability
 from moorage.testing.agent_world import ScriptedDriver
 
 pytestmark = pytest.mark.skipif(not IS_JUDGED, reason="judges are left out")
-BREACH = steps.PublishVolume(
-    external_id="never-staged",
-    target_path="/nowhere/target",
-    staging_path="/nowhere/staging",
-    capability=Capability(access_mode="single-node-writer", attachment_mode="file-system"),
-)
 FOUND = "publish_without_stage: NodePublishVolume 'never-staged'"
 
 
 async def breach(socket: str) -> None:
     """Publish what was never staged, by the way that an agent takes."""
+    place = Path(socket).parent / "breach"
+    step = steps.PublishVolume(
+        external_id="never-staged",
+        target_path=f"{place}/target",
+        staging_path=f"{place}/staging",
+        capability=Capability(access_mode="single-node-writer", attachment_mode="file-system"),
+    )
     async with DriverClient(socket) as client:
         await client.probe(timeout_s=10)
-        await client.run(BREACH, timeout_s=10)
+        await client.run(step, timeout_s=10)
 
 
 def breach_later(socket: Path) -> None:
