@@ -209,9 +209,12 @@ def measure_idle(seconds: float) -> str:
         command = [sys.executable, "-m", "moorage", "agent", "--server", f"http://127.0.0.1:{server.port}"]
         with (
             open(f"{place}/agent.log", "w") as log,
-            subprocess.Popen([*command, "--data-dir", f"{place}/agent"], stdout=log, stderr=log) as agent,
+            subprocess.Popen(
+                [*command, "--data-dir", f"{place}/agent", "--plugin-id", "idle"], stdout=log, stderr=log
+            ) as agent,
         ):
             time.sleep(3)
+            assert agent.poll() is None, Path(f"{place}/agent.log").read_text()
             cpu_s, agent_cpu_s, began_s = server.cpu_s(), load.cpu_of(agent.pid), time.perf_counter()
             time.sleep(max(10.0, seconds))
             took_s = time.perf_counter() - began_s
