@@ -7,12 +7,15 @@ import pytest
 from engine_kit import NODE, PLUGIN, Kit, running_kit
 from lost_node_kit import OTHER, wait_for
 from many_volumes import a_volume
+from msgspec import structs
 
 from moorage.errors import DeadlineExceeded, MoorageError, Rejected
 from moorage.model import steps
 from moorage.model.assignment import StepAssignment, StepReport
 from moorage.model.ids import NodeId, Revision
 from moorage.model.node import Node
+from moorage.model.volume import Volume
+from moorage.state.repo import Write
 from moorage.testing.scripted import fault
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +23,15 @@ pytestmark = pytest.mark.anyio
 
 async def register(kit: Kit, number: int = 1) -> None:
     await kit.service.registrations.register([a_volume(number)])
+
+
+def volume_to_make() -> Volume:
+    return structs.replace(a_volume(7), state="absent", external_id="")
+
+
+async def create_in_vain(kit: Kit) -> None:
+    with pytest.raises(MoorageError):
+        await kit.service.registrations.create([volume_to_make()])
 
 
 async def list_volumes(kit: Kit) -> int:
@@ -147,3 +159,36 @@ async def test_a_node_is_not_woken_by_the_end_of_what_it_has_told_itself() -> No
         await register(kit)
         await kit.service.registrations.create([a_volume(2)])
         assert handouts(topic).version == before + 2
+
+
+async def test_a_step_that_moved_is_told_by_its_new_node_only_and_withdrawn_there() -> None:
+    async with running_kit() as kit:
+        kit.is_calling = False
+        await kit.service.nodes.register(Node(id=OTHER, name="n2", boot_id="b2"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(create_in_vain, kit)
+            await wait_for(lambda: find_step(kit, NODE) is not None)
+            asked = find_step(kit, NODE)
+            assert asked is not None
+            await kit.service.nodes.report_plugins(OTHER, {PLUGIN: kit.driver.instance(OTHER)})
+            await kit.service.nodes.report_plugins(NODE, {PLUGIN: kit.driver.instance(NODE, healthy=False)})
+            moved = find_step(kit, OTHER)
+            assert moved is not None
+            assert (moved.key, moved.revision) == (asked.key, asked.revision)
+            first = await kit.service.nodes.wait_steps(OTHER, index=0, wait_s=0)
+            made = StepReport(
+                key=asked.key, revision=asked.revision, outcome=steps.Created(external_id="e", capacity_bytes=1)
+            )
+            # The first node's late word is not taken: the other may be in the middle of the same call.
+            await kit.service.nodes.report(NODE, (made,))
+            assert find_step(kit, OTHER) == moved
+            # A user gives the volume up: the node that has the step hears that it is not due any more.
+            found = kit.repo.view.volumes.find(asked.key)
+            assert found is not None
+            given_up = structs.replace(found.value, wanted="absent")
+            await kit.repo.commit(Write().put(asked.key, given_up, revision=found.modified))
+            news = await kit.service.nodes.wait_steps(OTHER, index=first.index, wait_s=5, epoch=first.epoch)
+            assert news.is_delta
+            assert asked.revision not in [s.revision for s in news.steps]
+            assert asked.key in {*news.gone, *(s.key for s in news.steps)}
+            group.cancel_scope.cancel()

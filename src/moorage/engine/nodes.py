@@ -192,7 +192,7 @@ class Nodes:
         recorded = []
         for report in own:
             if isinstance(report, StepReport):
-                self._reconciler.note_told(report.key, report.revision)
+                self._reconciler.note_told(node_id, report.key, report.revision)
             if isinstance(report, StepReport) and report.key.startswith(QUESTIONS):
                 self._questions.fold(report)
             else:
@@ -202,13 +202,15 @@ class Nodes:
 
     def _is_own(self, node_id: NodeId, report: Report) -> bool:
         """Whether the node may tell this: of a mount where it is the claim's node, of a step where it has a controller
-        of the plugin. A record that is gone is nobody's; the report is stale then."""
+        of the plugin and the step is with no other one. A record that is gone is nobody's; the report is stale then."""
         view = self._repo.view
         if not isinstance(report, StepReport):
             claim = view.claims.get(report.claim_id)
             return claim is None or claim.value.node_id == node_id
+        if self._reconciler.is_elsewhere(node_id, report.key):
+            return False
         if report.key.startswith(QUESTIONS):
-            return self._questions.is_own(node_id, report)
+            return True
         table = view.tables_by_prefix.get(report.key[: report.key.find("/") + 1])
         found = table.find(report.key) if table is not None else None
         plugin = view.find_plugin(getattr(found.value, "plugin_id", "")) if found is not None else None

@@ -14,7 +14,7 @@ from moorage.engine.outcomes import log_failure, stamp_fault
 from moorage.engine.ports import Chance, Clock
 from moorage.engine.reconciler import Reconciler
 from moorage.model.assignment import StepReport
-from moorage.model.ids import NodeId, Revision
+from moorage.model.ids import Revision
 from moorage.model.operation import Operation
 from moorage.model.steps import Outcome
 from moorage.rules.operations import find_answer, fold_outcome
@@ -56,11 +56,6 @@ class Questions:
             return found or self._reconciler.planner.questions[key].value
         finally:
             self._reconciler.drop_question(key)
-
-    def is_own(self, node_id: NodeId, report: StepReport) -> bool:
-        """Whether the question is with this node; one that is gone is nobody's."""
-        planned = self._reconciler.assigned.get(report.key)
-        return planned is None or planned.node_id == node_id
 
     def fold(self, report: StepReport) -> None:
         """Take the outcome of a try; one of an earlier try, or for a question that is gone, is dropped."""

@@ -146,10 +146,18 @@ class Reconciler:
         self.planner.questions.pop(key, None)
         self._decide(key)
 
-    def note_told(self, key: str, revision: int) -> None:
-        """A node has told the outcome of its step: it need not be woken to hear that the step is no longer due."""
-        if key in self.assigned:
+    def note_told(self, node_id: NodeId, key: str, revision: int) -> None:
+        """A node has told the outcome of its step: it need not be woken to hear that the step is no longer due. Any
+        other that has the step must hear it, or else it would still begin it."""
+        planned = self.assigned.get(key)
+        if planned is not None and (planned.node_id, planned.assignment.revision) == (node_id, revision):
             self._told[key] = revision
+
+    def is_elsewhere(self, node_id: NodeId, key: str) -> bool:
+        """Whether the step is with another node by now. What this one tells of it is not taken then: the other may be
+        at its call, and what comes after the step must not begin before that has ended."""
+        planned = self.assigned.get(key)
+        return planned is not None and planned.node_id != node_id
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
