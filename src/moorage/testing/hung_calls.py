@@ -29,15 +29,15 @@ from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.node import Node
 from moorage.model.plugin import ControllerInfo, Instance, NodeInfo
-from moorage.model.volume import Capability, Fault, Volume
+from moorage.model.volume import Fault
 from moorage.rules.plugins import measure_health
-from moorage.state import keys
 from moorage.state.feed import Feed
 from moorage.state.memory import MemoryStore
-from moorage.state.repo import Repo, Write
+from moorage.state.repo import Repo
 from moorage.testing import virtual_loop
 from moorage.testing.agent_world import MemoryMounter
 from moorage.testing.clock import SeededChance
+from moorage.testing.quiet_storage import carry_out, put_volumes
 from moorage.testing.sim_network import connect_directly
 
 NODE = NodeId("11111111-2222-3333-4444-555555555555")
@@ -154,27 +154,9 @@ class _Driver:
                 fault = Fault(method="", status="DEADLINE_EXCEEDED", message="no answer", final=False)
                 return steps.Failed(fault=fault)
             await anyio.sleep(draw.uniform(*CALL_S))
-            return self._do(step)
+            return carry_out(step, self._mounter, self._data)
         finally:
             self._running -= 1
-
-    def _do(self, step: steps.Step) -> steps.Outcome:
-        match step:
-            case steps.AttachVolume():
-                return steps.Attached(publish_context={})
-            case steps.StageVolume():
-                self._mounter.bind(self._data, step.staging_path, read_only=False)
-            case steps.PublishVolume():
-                os.makedirs(step.target_path, exist_ok=True)
-                self._mounter.bind(step.staging_path, step.target_path, read_only=False)
-            case steps.UnpublishVolume():
-                self._mounter.unmount(step.target_path)
-                os.rmdir(step.target_path)
-            case steps.UnstageVolume():
-                self._mounter.unmount(step.staging_path)
-            case _:
-                pass
-        return steps.Done()
 
 
 class _Run:
@@ -195,7 +177,7 @@ class _Run:
             await group.start(self._service.run)
             await group.start(self._run_agent)
             await self._until(self._is_healthy)
-            await self._register([*self._good, *self._hung])
+            await put_volumes(self._repo, [*self._good, *self._hung], PLUGIN, batch=BATCH)
             # Those that hang come first, so that they have slots of the first hour.
             is_early = self._load.step in ("attach", "stage", "publish")
             hung = await self._start(self._hung)
@@ -238,23 +220,6 @@ class _Run:
     def _is_healthy(self) -> bool:
         found = self._service.reads.find_plugin(PLUGIN)
         return found is not None and measure_health(found.value).is_schedulable
-
-    async def _register(self, names: list[str]) -> None:
-        capability = Capability(access_mode="single-node-writer", attachment_mode="file-system")
-        for start in range(0, len(names), BATCH):
-            write = Write()
-            for name in names[start : start + BATCH]:
-                volume = Volume(
-                    id=VolumeId(name),
-                    namespace=NamespaceName("default"),
-                    plugin_id=PLUGIN,
-                    name=name,
-                    external_id=name,
-                    state="ready",
-                    capabilities=(capability,),
-                )
-                write.put(keys.volume_key(*volume.key), volume, revision=0)
-            await self._repo.commit(write)
 
     async def _start(self, names: list[str]) -> dict[str, str]:
         """Ask for a use of each volume, all at this moment; their allocations' IDs."""

@@ -37,15 +37,14 @@ from moorage.engine.service import Service
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, PluginId, Revision, VolumeId
 from moorage.model.node import Node
-from moorage.model.volume import Capability, Volume
 from moorage.serve.collecting import Collector
-from moorage.state import keys
 from moorage.state.feed import Feed
 from moorage.state.memory import MemoryStore
-from moorage.state.repo import Repo, Write
+from moorage.state.repo import Repo
 from moorage.testing import virtual_loop
 from moorage.testing.agent_world import MemoryMounter
 from moorage.testing.clock import SeededChance
+from moorage.testing.quiet_storage import put_volumes
 from moorage.testing.scale_parts import Clock, Facts, Hook, Line, QuickDriver
 from moorage.testing.sim_network import SimClient
 
@@ -155,7 +154,7 @@ class _Run:
                 await self._until(self._are_all_known)
             with self._costing("idle", len(self._nodes)):
                 await anyio.sleep(IDLE_S)
-            await self._register()
+            await put_volumes(self._repo, list(self._places), PLUGIN, batch=BATCH)
             with self._costing("storm", len(self._places)):
                 await self._start(list(self._places))
                 await self._until(lambda: self._count("running") == len(self._places))
@@ -251,24 +250,6 @@ class _Run:
     def _is_heard(self, node_id: NodeId) -> bool:
         """Whether the server of now has heard of the node."""
         return self._service.leases.silent_s(node_id) < anyio.current_time() - self._started_s
-
-    async def _register(self) -> None:
-        capability = Capability(access_mode="single-node-writer", attachment_mode="file-system")
-        names = list(self._places)
-        for start in range(0, len(names), BATCH):
-            write = Write()
-            for name in names[start : start + BATCH]:
-                volume = Volume(
-                    id=VolumeId(name),
-                    namespace=NamespaceName("default"),
-                    plugin_id=PLUGIN,
-                    name=name,
-                    external_id=name,
-                    state="ready",
-                    capabilities=(capability,),
-                )
-                write.put(keys.volume_key(*volume.key), volume, revision=0)
-            await self._repo.commit(write)
 
     async def _start(self, names: Sequence[str]) -> None:
         """Ask for a use of each volume, all at this moment or nearly so: the loop wants time to move on at times."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from moorage.model.ids import NodeId
 from moorage.model.node import Node
 from moorage.model.plugin import ControllerInfo, Instance, NodeInfo
 from moorage.testing.agent_world import MemoryMounter
+from moorage.testing.quiet_storage import carry_out
 from moorage.testing.sim_network import Act, Network
 
 Result = TypeVar("Result")
@@ -99,22 +99,7 @@ class QuickDriver:
         self._counts["calls"] += 1
         draw = random.Random(f"{getattr(step, 'external_id', '')}/{type(step).__name__}")
         await anyio.sleep(draw.uniform(*CALL_S))
-        match step:
-            case steps.AttachVolume():
-                return steps.Attached(publish_context={})
-            case steps.StageVolume():
-                self._mounter.bind(self._data, step.staging_path, read_only=False)
-            case steps.PublishVolume():
-                os.makedirs(step.target_path, exist_ok=True)
-                self._mounter.bind(step.staging_path, step.target_path, read_only=False)
-            case steps.UnpublishVolume():
-                self._mounter.unmount(step.target_path)
-                os.rmdir(step.target_path)
-            case steps.UnstageVolume():
-                self._mounter.unmount(step.staging_path)
-            case _:
-                pass
-        return steps.Done()
+        return carry_out(step, self._mounter, self._data)
 
 
 class Line(Network):
