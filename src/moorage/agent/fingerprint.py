@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from moorage.agent.journal import write_whole
 from moorage.agent.link import Link
 from moorage.agent.ports import AgentSettings, Chance, Clock, Driver, DriverSpec, Role
-from moorage.client.api import Client, retry_delay_s
+from moorage.client.api import AgentPages, retry_delay_s
 from moorage.errors import MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.plugin import Instance, NodeInfo
@@ -169,7 +169,7 @@ class Fingerprints:
                     log.warning("instances.not_kept", error=str(e))
             await changed.wait()
 
-    async def report(self, client: Client, link: Link, *, random: Chance) -> None:
+    async def report(self, client: AgentPages, link: Link, *, random: Chance) -> None:
         """Tell the server all instances: when every driver was asked once, on each change, when it is back, and now
         and then without any reason, so that a report that was overtaken by an older one does not stand for long."""
         with anyio.move_on_after(self._settings.first_probe_s):

@@ -16,7 +16,7 @@ import anyio.to_thread
 import structlog
 
 from moorage.agent.journal import write_whole
-from moorage.client.api import Client
+from moorage.client.api import AgentPages
 from moorage.errors import BadRequest, Forbidden
 from moorage.model.node import Node
 from moorage.rules.identities import NODE_SECRET_PREFIX
@@ -73,7 +73,7 @@ def read_join_token(path: str) -> str:
 class Joining:
     """Joins whenever the server does not know this node's secret. ``joined``: it was known once since the start."""
 
-    def __init__(self, client: Client, node: Node, find_join_token: Callable[[], str] | None) -> None:
+    def __init__(self, client: AgentPages, node: Node, find_join_token: Callable[[], str] | None) -> None:
         self._client = client
         self._node = node
         self._find_join_token = find_join_token

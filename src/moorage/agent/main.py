@@ -37,7 +37,7 @@ from moorage.agent.reporter import Reporter
 from moorage.agent.standing import StandingNews
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
-from moorage.client.api import Client, follow, retry_delay_s
+from moorage.client.api import AgentPages, follow, retry_delay_s
 from moorage.errors import Conflict, Forbidden, MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.assignment import ClaimAssignments, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
@@ -69,7 +69,7 @@ class Surroundings:
 
 
 async def run(
-    client: Client,
+    client: AgentPages,
     drivers: Mapping[PluginId, DriverSpec],
     *,
     state_dir: Path,
@@ -142,7 +142,7 @@ async def run(
 class _Sink:
     """Reports go to this node's page."""
 
-    def __init__(self, client: Client, node_id: NodeId, link: Link) -> None:
+    def __init__(self, client: AgentPages, node_id: NodeId, link: Link) -> None:
         self._client = client
         self._node_id = node_id
         self._link = link
@@ -158,7 +158,7 @@ class _Sink:
 
 class _Agent:
     def __init__(
-        self, client: Client, node: Node, plugins: Plugins, fence: SelfFence, *, joining: Joining,
+        self, client: AgentPages, node: Node, plugins: Plugins, fence: SelfFence, *, joining: Joining,
         settings: AgentSettings, around: Surroundings,
     ) -> None:  # fmt: skip
         self._client = client

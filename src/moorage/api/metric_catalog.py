@@ -27,7 +27,8 @@ _HTTP = (
     Metric(
         "moorage_http_requests_total",
         "counter",
-        "requests that were answered, the embedded agent's too; `route` is a pattern, or `none` where no route fits",
+        "requests that were answered, the embedded agent's too, but for its standing queries and reports; `route` is a "
+        "pattern, or `none` where no route fits",
         ("method", "route", "status"),
         'rate(moorage_http_requests_total{status=~"500|503"}[5m]) > 1',
     ),

@@ -60,8 +60,36 @@ Found = TypeVar("Found", bound=Indexed)
 Body = TypeVar("Body")
 
 
+class AgentPages(Protocol):
+    """What an agent asks of its server, by whatever way. All raise Unavailable (ask again) and Rejected (never)."""
+
+    async def join(self, node_id: NodeId, name: str, join_token: str = "") -> NodeJoined:
+        """Make this agent's secret the node's."""
+        ...
+
+    async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
+        """Make the node known, or renew its lease."""
+        ...
+
+    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
+        """Tell all driver instances of the node."""
+        ...
+
+    async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:
+        """Tell what came of assignments."""
+        ...
+
+    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> StepAssignments:
+        """The controller calls due for this node, once they are news."""
+        ...
+
+    async def wait_claims(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> ClaimAssignments:
+        """The claims of this node, once they are news."""
+        ...
+
+
 class Client:
-    """Typed calls over a transport. ``call_timeout_s`` bounds every call that does not wait for news."""
+    """The agent's pages over a transport. ``call_timeout_s`` bounds every call that does not wait for news."""
 
     def __init__(self, transport: Transport, *, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
         self._transport = transport
@@ -102,7 +130,7 @@ class Client:
         if epoch:
             query["epoch"] = str(epoch)
         timeout_s = wait_s * WAIT_SLACK + self._call_timeout_s
-        return _checked(await self._transport.request("GET", path, query=query, body=None, timeout_s=timeout_s))
+        return check_answer(await self._transport.request("GET", path, query=query, body=None, timeout_s=timeout_s))
 
     async def _call(
         self, method: str, path: str, *, body: bytes | None = None, timeout_s: float | None = None
@@ -110,14 +138,15 @@ class Client:
         answer = await self._transport.request(
             method, path, query={}, body=body, timeout_s=timeout_s or self._call_timeout_s
         )
-        return _checked(answer)
+        return check_answer(answer)
 
 
 def _page(node_id: NodeId, name: str) -> str:
     return f"/v1/node/{quote(node_id, safe='')}/{name}"
 
 
-def _checked(answer: Answer) -> Answer:
+def check_answer(answer: Answer) -> Answer:
+    """The answer, if it is a good one. Raises the error that it tells."""
     if 200 <= answer.status < 300:
         return answer
     text = answer.body[: TEXT_CHARS_MAX * 4].decode("utf-8", "replace").strip()[:TEXT_CHARS_MAX]

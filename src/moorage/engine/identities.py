@@ -18,6 +18,7 @@ from moorage.model.ids import NodeId
 from moorage.rules import identities as rules
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
+from moorage.state.view import Record
 
 log = structlog.get_logger()
 
@@ -51,6 +52,10 @@ class Identities:
             return None
         found = self._repo.view.identities.find_by_hash(hash_secret(secret))
         return found.value.node_id if found else None
+
+    def find(self, node_id: NodeId) -> Record[Identity] | None:
+        """The node's identity on record: while it is the same one, so is what ``check_own`` says of a secret."""
+        return self._repo.view.identities.find(keys.identity_key(node_id))
 
     def check_own(self, node_id: str, secret: str, peer: Peer, *, name: str | None = None) -> None:
         """Whether the caller is the node's own agent. ``name``: as which it registers; None: as it joined.

@@ -8,12 +8,11 @@ import anyio
 import anyio.abc
 
 from moorage import config
-from moorage.client.transport import CallTransport
 from moorage.engine.reads import PLUGINS
 from moorage.log import configure_logging
 from moorage.model.ids import PluginId
 from moorage.rules.plugins import measure_health
-from moorage.serve.embedded import make_handle
+from moorage.serve.embedded import EmbeddedClient
 from moorage.serve.node import choose_node, start_node
 from moorage.serve.program import Body, add_plugins, choose_place, run_program
 from moorage.serve.server import Running, choose_engine, choose_hook, open_server
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             bind, engine = settings.server.bind, choose_engine(settings)
             running = open_server(bind, data_dir / "server", engine, hook=hook, settings=settings)
             async with running as server, anyio.create_task_group() as inner:
-                await start_node(inner, node, lambda secret: CallTransport(make_handle(server.app, secret)))
+                await start_node(inner, node, lambda secret: EmbeddedClient(server.app, server.service, secret))
                 await _wait_healthy(server, PluginId(plugin_id))
                 print(f"ready {server.url}", flush=True)
                 await anyio.sleep_forever()

@@ -23,9 +23,9 @@ from moorage.agent.host import describe_host
 from moorage.agent.joining import load_secret, read_join_token
 from moorage.agent.ports import AgentSettings, CallLimits, DriverSpec
 from moorage.agent.sockets import CSI_SOCKET
-from moorage.client.api import Client
+from moorage.client.api import AgentPages, Client
 from moorage.client.tls import Tls
-from moorage.client.transport import HttpTransport, Transport
+from moorage.client.transport import HttpTransport
 from moorage.config import DriverTable, PluginTable, Settings
 from moorage.errors import BadRequest
 from moorage.log import configure_logging
@@ -116,13 +116,13 @@ def choose_socket(data_dir: Path, plugin_id: str) -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"moorage-{os.getuid()}-{digest}" / "csi.sock"
 
 
-async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, connect: Callable[[str], Transport]) -> None:
+async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, connect: Callable[[str], AgentPages]) -> None:
     """Start the drivers that are run here (if any) and the agent; returns once the server knows the node.
 
     ``connect`` gets the node's own secret, which goes with every request.
     """
     state_dir = make_private(settings.data_dir / "node")
-    transport = connect(await anyio.to_thread.run_sync(load_secret, state_dir))
+    client = connect(await anyio.to_thread.run_sync(load_secret, state_dir))
     node = await anyio.to_thread.run_sync(describe_host, state_dir)
     drivers = dict(settings.plugins)
     run_here = [_describe_driver(table, settings.data_dir) for table in settings.drivers]
@@ -142,7 +142,7 @@ async def start_node(group: anyio.abc.TaskGroup, settings: NodeSettings, connect
         await _wait_serving(socket)
     find_join_token = partial(read_join_token, settings.join_token_file)
     run = partial(agent.run, settings=settings.agent, state_dir=state_dir, node=node, find_join_token=find_join_token)
-    await group.start(run, Client(transport), drivers)
+    await group.start(run, client, drivers)
 
 
 def _describe_driver(table: DriverTable, data_dir: Path) -> SupervisedDriver:
@@ -212,9 +212,9 @@ def run(args: argparse.Namespace) -> int:
             if parts.scheme == "http" and not is_local(f"{parts.hostname or ''}:"):
                 log.warning("server.plain_http", server=server, risk="the node's secret and its volumes' can be read")
 
-            def connect(secret: str) -> Transport:
+            def connect(secret: str) -> AgentPages:
                 opened.append(HttpTransport(server, token=secret, tls=tls))
-                return opened[0]
+                return Client(opened[0])
 
             try:
                 async with anyio.create_task_group() as inner:
