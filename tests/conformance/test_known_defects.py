@@ -25,6 +25,7 @@ from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
 from moorage.model.node import Node
 from moorage.model.snapshot import ExternalVolume
 from moorage.model.volume import Capability, Secrets, Topology, Volume
+from moorage.rules.plugins import choose_controller
 from moorage.testing.scripted import fault
 
 pytestmark = pytest.mark.anyio
@@ -189,9 +190,11 @@ async def test_f13_another_controller_takes_over() -> None:
     async with running_kit() as kit:
         await kit.service.nodes.register(Node(id=OTHER, name="n0", boot_id="b0"))
         await kit.service.nodes.report_plugins(OTHER, {PLUGIN: kit.driver.instance(OTHER)})
+        names = (f"vol-{n}" for n in range(100))
+        name = next(n for n in names if choose_controller((NODE, OTHER), f"volume/{PLUGIN}/name:{n}") == OTHER)
         async with anyio.create_task_group() as group:
-            group.start_soon(kit.service.registrations.create, [a_volume()])
-            # The other node's ID sorts first, so its controller is asked; it never answers.
+            group.start_soon(kit.service.registrations.create, [a_volume(name)])
+            # The other node's controller is asked; it never answers.
             await wait_for(lambda: kit.service.reconciler.find_steps(OTHER))
             await kit.service.nodes.report_plugins(OTHER, {PLUGIN: kit.driver.instance(OTHER, healthy=False)})
         assert len(kit.driver.volumes) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -18,6 +19,8 @@ from cluster import Cluster, Use
 from dev_server import wait_until
 from namespaces import Host, running_lan
 
+from moorage.model.ids import NodeId
+from moorage.rules.plugins import choose_controller
 from moorage.testing.judge_records import Ended, Started, read_log
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -42,10 +45,26 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
     assert running.find_doubles() == []
 
 
-def order_controllers(cluster: Cluster) -> tuple[Host, Host]:
-    """The host whose controller is called while both are healthy, and the other one."""
-    one, two = sorted(cluster.hosts, key=lambda host: str(cluster.node(host)["ID"]))
-    return one, two
+def choose_host(cluster: Cluster, serial: str) -> Host:
+    """The host whose controller is called for a serial key while both are healthy."""
+    ids = {NodeId(str(cluster.node(host)["ID"])): host for host in cluster.hosts}
+    chosen = choose_controller(sorted(ids), f"volume/hostpath/{serial}")
+    assert chosen is not None
+    return ids[chosen]
+
+
+def name_for(cluster: Cluster, host: Host, start: str) -> str:
+    """A volume's name with which its create goes to the controller of a host."""
+    return next(n for i in count(1) if choose_host(cluster, f"name:{(n := f'{start}-{i}')}") == host)
+
+
+def create_for(cluster: Cluster, host: Host, start: str) -> str:
+    """A volume that the controller of a host is called for, by the ID that it has got."""
+    for number in range(64):
+        cluster.create(name := f"{start}-{number}")
+        if choose_host(cluster, read_records(cluster)[name]) == host:
+            return name
+    raise AssertionError(f"the controller of {host.name} is never chosen")
 
 
 def restart_driver(cluster: Cluster, host: Host, *options: str) -> None:
@@ -75,48 +94,57 @@ def read_records(cluster: Cluster) -> dict[str, str]:
     return {name: str(cluster.lan.get(f"/v1/volume/csi/{name}")["ExternalID"]) for name in ids}
 
 
-def begin(cluster: Cluster, pool: ThreadPoolExecutor, number: int, second: Host, used: Use) -> tuple[Any, Any, Use]:
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Volumes for which one and the same controller is called: one to create, one in use, one to use, one to delete."""
+
+    new: str
+    used: str
+    idle: str
+    old: str
+
+
+def begin(cluster: Cluster, pool: ThreadPoolExecutor, names: Names, second: Host, used: Use) -> tuple[Any, Any, Use]:
     """A create, an attach, a detach and a delete, all at once: the answers to come, and the use that is to run."""
-    body = describe_volume(f"new-{number}")
-    created = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/new-{number}/create", body)
-    deleted = pool.submit(cluster.lan.ask, "DELETE", f"/v1/volume/csi/old-{number}/delete")
+    created = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/{names.new}/create", describe_volume(names.new))
+    deleted = pool.submit(cluster.lan.ask, "DELETE", f"/v1/volume/csi/{names.old}/delete")
     used.stop()
-    allocation_id, status, answer = cluster.ask_use(f"idle-{number}", second)
+    allocation_id, status, answer = cluster.ask_use(names.idle, second)
     assert status == 200, answer
-    return created, deleted, Use(cluster, allocation_id, second, second.place / "mnt" / f"idle-{number}")
+    return created, deleted, Use(cluster, allocation_id, second, second.place / "mnt" / names.idle)
 
 
 @pytest.mark.parametrize("victim", ["driver", "agent"])
 @pytest.mark.parametrize("option", ["--delay", "--delay-answer"], ids=["before the effect", "after the effect"])
 def test_the_other_controller_takes_over_what_hangs_at_a_killed_one(cluster: Cluster, victim: str, option: str) -> None:
-    first, second = order_controllers(cluster)
+    first, second = cluster.hosts
     number = next(NUMBERS)
-    for name in ("used", "idle", "old"):
-        cluster.create(f"{name}-{number}")
-    used = cluster.use(f"used-{number}", second)
+    new = name_for(cluster, first, f"new-{number}")
+    names = Names(new=new, **{name: create_for(cluster, first, f"{name}-{number}") for name in ("used", "idle", "old")})
+    used = cluster.use(names.used, second)
     restart_driver(cluster, first, *(word for method in METHODS for word in (option, f"{method}={HANG_S}")))
     done_before = len(find_calls(cluster, second))
     with ThreadPoolExecutor(2) as pool:
-        created, deleted, use = begin(cluster, pool, number, second, used)
+        created, deleted, use = begin(cluster, pool, names, second, used)
         hanging = sorted((method, "") for method in METHODS)
         wait_until(lambda: sorted(c for c in find_calls(cluster, first) if not c[1]) == hanging, "all calls hang")
         assert find_calls(cluster, second)[done_before:] == []
         if option == "--delay-answer":
-            wait_until(lambda: are_calls_effective(cluster, number), "they have had their effect", within_s=10)
+            wait_until(lambda: are_calls_effective(cluster, names), "they have had their effect", within_s=10)
         first.jobs[victim].kill()
         assert created.result()[0] == 200, created.result()
         assert deleted.result()[0] == 200, deleted.result()
     wait_until(lambda: use.status == "running", "the attached volume is mounted")
     used.wait_over()
-    wait_until(lambda: cluster.is_free(f"used-{number}"), "the detached volume is free")
+    wait_until(lambda: cluster.is_free(names.used), "the detached volume is free")
     assert sorted(find_calls(cluster, second)[done_before:]) == sorted((method, "OK") for method in METHODS)
 
     records, backend = read_records(cluster), read_backend(cluster)
     assert sorted(records.values()) == sorted(backend), "storage and records name the same volumes"
-    assert f"old-{number}" not in records
-    assert backend[records[f"new-{number}"]] == []
-    assert backend[records[f"used-{number}"]] == []
-    assert backend[records[f"idle-{number}"]] == [second.name]
+    assert names.old not in records
+    assert backend[records[names.new]] == []
+    assert backend[records[names.used]] == []
+    assert backend[records[names.idle]] == [second.name]
 
     if victim == "agent":
         first.jobs["driver"].kill()
@@ -129,9 +157,9 @@ def test_the_other_controller_takes_over_what_hangs_at_a_killed_one(cluster: Clu
     assert all(nodes == [] for nodes in read_backend(cluster).values())
 
 
-def are_calls_effective(cluster: Cluster, number: int) -> bool:
+def are_calls_effective(cluster: Cluster, names: Names) -> bool:
     """Whether the storage shows the effect of all calls that hang."""
     records, backend = read_records(cluster), read_backend(cluster)
-    if records[f"old-{number}"] in backend or not set(backend) - set(records.values()):
+    if records[names.old] in backend or not set(backend) - set(records.values()):
         return False
-    return backend[records[f"idle-{number}"]] != [] and backend[records[f"used-{number}"]] == []
+    return backend[records[names.idle]] != [] and backend[records[names.used]] == []

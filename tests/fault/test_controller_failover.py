@@ -24,6 +24,7 @@ from moorage.model.node import Node
 from moorage.model.plugin import ControllerInfo, Instance, NodeInfo
 from moorage.model.volume import Capability, Volume
 from moorage.rules.nodes import FencingSettings
+from moorage.rules.plugins import choose_controller
 from moorage.state.feed import Feed
 from moorage.state.memory import MemoryStore
 from moorage.state.repo import Repo
@@ -191,6 +192,11 @@ class Cluster:
         found = self.service.reads.find_allocation(allocation_id)
         return found.value.status if found else "gone"
 
+    def order(self, serial: str) -> tuple[Host, Host]:
+        """The host whose controller is called for a serial key while both are healthy, and the other one."""
+        chosen = choose_controller((self.a.node_id, self.b.node_id), f"volume/{PLUGIN}/{serial}")
+        return (self.a, self.b) if chosen == self.a.node_id else (self.b, self.a)
+
     def callers(self, kind: type) -> list[str]:
         """Whose driver got calls of a kind, in order."""
         return [host for host, step in self.backend.calls if isinstance(step, kind)]
@@ -209,17 +215,21 @@ def run(root: Path, test: Callable[[Cluster, TaskGroup], Awaitable[None]]) -> No
     virtual_loop.run(main, seed=1)
 
 
+CREATED, ATTACHED = "name:web", "ext-0"
+
+
 @pytest.mark.parametrize("is_effective", [False, True], ids=["before its effect", "after its effect"])
 def test_a_create_is_repeated_by_the_other_controller(tmp_path: Path, is_effective: bool) -> None:
     async def test(cluster: Cluster, group: TaskGroup) -> None:
-        cluster.a.hang, cluster.a.is_effective = steps.CreateVolume, is_effective
+        first, second = cluster.order(CREATED)
+        first.hang, first.is_effective = steps.CreateVolume, is_effective
         group.start_soon(cluster.create)
-        await cluster.until(lambda: cluster.backend.running == ["a"])
-        cluster.a.kill()
+        await cluster.until(lambda: cluster.backend.running == [first.name])
+        first.kill()
         await cluster.until(lambda: cluster.service.reads.find_volume("default", "web"))
-        assert cluster.callers(steps.CreateVolume) == ["a", "b"]
-        first, second = (step for _, step in cluster.backend.calls)
-        assert first == second, "the repeat is another call"
+        assert cluster.callers(steps.CreateVolume) == [first.name, second.name]
+        one, other = (step for _, step in cluster.backend.calls)
+        assert one == other, "the repeat is another call"
         assert cluster.backend.volumes == {"web": "ext-0"}
         found = cluster.service.reads.find_volume("default", "web")
         assert found is not None
@@ -232,31 +242,33 @@ def test_a_create_is_repeated_by_the_other_controller(tmp_path: Path, is_effecti
 def test_an_attachment_is_repeated_and_undone_by_the_other_controller(tmp_path: Path, is_effective: bool) -> None:
     async def test(cluster: Cluster, group: TaskGroup) -> None:
         await cluster.create()
-        cluster.a.hang, cluster.a.is_effective = steps.AttachVolume, is_effective
-        use = await cluster.use(cluster.b)
-        await cluster.until(lambda: cluster.backend.running == ["a"])
-        cluster.a.kill()
+        first, second = cluster.order(ATTACHED)
+        first.hang, first.is_effective = steps.AttachVolume, is_effective
+        use = await cluster.use(second)
+        await cluster.until(lambda: cluster.backend.running == [first.name])
+        first.kill()
         await cluster.until(lambda: cluster.status(use) == "running")
-        assert cluster.callers(steps.AttachVolume) == ["a", "b"]
-        assert cluster.backend.attached == {("ext-0", "b")}
+        assert cluster.callers(steps.AttachVolume) == [first.name, second.name]
+        assert cluster.backend.attached == {("ext-0", second.name)}
 
     run(tmp_path, test)
 
 
 def test_a_controller_that_is_back_waits_until_the_other_is_done_with_the_volume(tmp_path: Path) -> None:
     async def test(cluster: Cluster, group: TaskGroup) -> None:
+        first, second = cluster.order(CREATED)
         cluster.a.hang = cluster.b.hang = steps.CreateVolume
         group.start_soon(cluster.create)
-        await cluster.until(lambda: cluster.backend.running == ["a"])
-        cluster.a.kill()
-        await cluster.until(lambda: cluster.backend.running == ["b"])
-        await cluster.a.start(group)  # the first by its node's ID, and healthy: yet b may be at the volume
+        await cluster.until(lambda: cluster.backend.running == [first.name])
+        first.kill()
+        await cluster.until(lambda: cluster.backend.running == [second.name])
+        await first.start(group)  # the first choice, and healthy: yet the second may be at the volume
         await anyio.sleep(30.0)
-        assert cluster.backend.running == ["b"]
-        assert cluster.callers(steps.CreateVolume) == ["a", "b"]
-        cluster.b.kill()
+        assert cluster.backend.running == [second.name]
+        assert cluster.callers(steps.CreateVolume) == [first.name, second.name]
+        second.kill()
         await cluster.until(lambda: cluster.service.reads.find_volume("default", "web"))
-        assert cluster.callers(steps.CreateVolume) == ["a", "b", "a"]
+        assert cluster.callers(steps.CreateVolume) == [first.name, second.name, first.name]
         assert cluster.backend.volumes == {"web": "ext-0"}
 
     run(tmp_path, test)

@@ -222,7 +222,7 @@ class Planner:
         if progress.next_try_at_ns > now_ns:
             return Plan(due_at_ns=progress.next_try_at_ns, is_finished=False)
         healthy = self._facts.find(plugin_id).controllers
-        node_id = choose_controller(healthy, busy=self.controllers.pop(serial, None))
+        node_id = choose_controller(healthy, serial, busy=self.controllers.pop(serial, None))
         if node_id is None:
             return UNFINISHED
         if serial:

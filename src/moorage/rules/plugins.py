@@ -7,11 +7,15 @@ Source: contract csi-engine §A.4, §I.7, §I.19.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from zlib import crc32
 
 import msgspec
 
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.plugin import ControllerInfo, Instance, Plugin
+
+# An odd number without a pattern, near 2**32 divided by the golden ratio.
+_SPREAD = 0x9E3779B1
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,13 +92,23 @@ def find_controller_info(plugin: Plugin | None) -> ControllerInfo | None:
     return told[0].controller if told else None
 
 
-def choose_controller(healthy: Collection[NodeId], *, busy: NodeId | None = None) -> NodeId | None:
+def choose_controller(healthy: Collection[NodeId], serial: str, *, busy: NodeId | None = None) -> NodeId | None:
     """The node whose instance makes a plugin's controller call, of those that can; None when none can.
 
-    It is ``busy``, which had the volume's last call, as long as that one is healthy: it may still be at a call that
-    nobody wants any more, and two controllers would work on one volume at once. Else the first one in their order.
+    It is ``busy``, which had the last call of the serial key, as long as that one is healthy: it may still be at a call
+    that nobody wants any more, and two controllers would work on one volume at once. Else the one that ranks highest
+    for the key: each controller gets its share of the keys, one that goes or comes moves its own share only, and a
+    server that was just started chooses as the one before it did, while the same controllers are healthy.
+    A call without a key is for the first one in their order: the pages of a driver's list may be known to the
+    controller alone that began it.
     """
-    return busy if busy in healthy else next(iter(healthy), None)
+    if busy in healthy:
+        return busy
+    if len(healthy) < 2 or not serial:
+        return next(iter(healthy), None)
+    seed = crc32(serial.encode())
+    # The product spreads what differs in a few bits only, or else one of three would get half of all.
+    return max(healthy, key=lambda node_id: crc32(node_id.encode(), seed) * _SPREAD & 0xFFFFFFFF)
 
 
 def list_controllers(plugin: Plugin | None) -> tuple[NodeId, ...]:
