@@ -137,7 +137,7 @@ class Host:
 
         around = agent.Surroundings(
             connect=connect, mounter=self._mounter, clock=Clock().now_ns, ticks=anyio.current_time,
-            random=random.Random(self.name).random,
+            hops=virtual_loop.VirtualHops(), random=random.Random(self.name).random,
         )  # fmt: skip
         with self._scope:
             await agent.run(

@@ -11,6 +11,7 @@ import anyio
 import msgspec
 
 from moorage.agent import main
+from moorage.agent.lane import Hops
 from moorage.agent.main import Surroundings
 from moorage.agent.ports import AgentSettings, Driver, DriverSpec
 from moorage.agent.probes import ask_mount
@@ -106,6 +107,7 @@ class World:
         self.specs: dict[PluginId, DriverSpec] = {}
         self.now_s = 1000.0
         self.ask = ask_mount
+        self.hops: Hops | None = None
 
     @asynccontextmanager
     async def agent(self, *, is_awaited: bool = True) -> AsyncIterator[None]:
@@ -117,6 +119,7 @@ class World:
             random=lambda: 0.0,
             ticks=lambda: self.now_s,
             ask_mount=self._ask,
+            hops=self.hops,
         )
         specs = {p: self.specs.get(p, DriverSpec(socket=f"/nowhere/{p}.sock")) for p in self.drivers}
 

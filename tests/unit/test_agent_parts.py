@@ -55,7 +55,7 @@ async def test_a_hung_look_costs_one_thread_and_comes_back() -> None:
             await lane.run(hang)
     assert len(begun) == 1
     gate.set()
-    await soon(lane._is_free.is_set)
+    await soon(lambda: lane.is_free)
     assert await lane.run(lambda: 7) == 7
 
 

@@ -193,3 +193,40 @@ def test_a_file_can_be_bound_too(place: Path) -> None:
     assert mounting.is_mount_point(place / "target")
     assert stat.S_ISREG(os.stat(place / "target").st_mode)
     assert (place / "target").read_text() == "text"
+
+
+def test_one_path_is_looked_at_without_the_table(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/proc")
+    (tmp_path / "up").symlink_to("/")
+    names = [
+        "directory",
+        "directory/",
+        "file",
+        "link",
+        "none",
+        "none/none",
+        "file/none",
+        "up/proc",
+        "up/proc/self",
+        "up",
+    ]
+    paths = [*(str(tmp_path / name) for name in names), "/", "/proc", "/proc/self/mountinfo"]
+    table = mounting.read_mounts()
+    assert {p: mounting.is_mounted_at(p) for p in paths} == {p: mounting.find_in(table, p) is not None for p in paths}
+
+
+@pytest.mark.skipif(not mounting.can_mount(), reason="takes the right to mount")
+def test_one_path_is_seen_mounted_once_twice_and_no_more(place: Path) -> None:
+    target = place / "target"
+    target.mkdir()
+    found = []
+    for change in (None, mounting.bind, mounting.bind, mounting.unmount, mounting.unmount):
+        if change is mounting.bind:
+            mounting.bind(place, target)
+        elif change is not None:
+            mounting.unmount(target)
+        found.append(mounting.is_mounted_at(str(target)))
+        assert mounting.is_mount_point(target) is found[-1]
+    assert found == [False, True, True, True, False]

@@ -1,15 +1,18 @@
-"""Carry out one action on a disk: journal first, then the driver or the kernel, then the journal again.
+"""One disk's paths and journal, in a worker thread: look, decide, do what no driver takes part in, look again.
 
-Nothing is unbound, unpublished or unstaged while somebody uses it; who does is told, and the action waits for its
-next try.
-Never: decides what is done (``rules.mounts`` does); overlaps two actions of one disk.
+``Acts.advance`` is one trip. It first does the second half of an action whose driver call has just ended, then looks
+and decides, carries out what needs nobody else, and goes on so until it comes to an action that takes a driver, a
+report or a pause; of that it does the first half. Journal first, then the driver or the kernel, then the journal again.
+Shapes: ``uses`` and ``staging`` are what the journal has; they are replaced, never changed in place, because the loop
+reads them at any time.
+Never: decides what is done (``rules.mounts`` does); calls a driver; touches a volume that has not just answered.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -17,31 +20,29 @@ import structlog
 
 from moorage.agent import mounts
 from moorage.agent.budget import Budget
-from moorage.agent.calls import call_in_turn
 from moorage.agent.fencing import SelfFence
-from moorage.agent.holders import HolderSearch, Question
+from moorage.agent.holders import HolderSearch
 from moorage.agent.journal import Journal
-from moorage.agent.lane import Lane
+from moorage.agent.lane import ASKS, STEP, Hops, Work
 from moorage.agent.ports import AgentSettings, Chance, Clock, Driver, Mounter
 from moorage.agent.probes import MountProbes
 from moorage.agent.reporter import Reporter
-from moorage.model.assignment import ClaimAssignment, Report
+from moorage.errors import BadRequest
+from moorage.model.assignment import ClaimAssignment
+from moorage.model.claim import Mounted
 from moorage.model.ids import ClaimId, PluginId
 from moorage.model.plugin import NodeInfo
-from moorage.model.steps import Failed, Step
-from moorage.model.volume import Fault
 from moorage.rules import mount_actions as actions
-from moorage.rules.holders import describe_holders
 from moorage.rules.mount_actions import Action
-from moorage.rules.mount_records import Disk, Layout, PathKind, Staging, Use
+from moorage.rules.mount_records import Disk, Layout, PathKind, Seen, Staging, TargetSeen, Use, check_target
 
 log = structlog.get_logger()
 replace = msgspec.structs.replace
 
-IN_USE = "in_use"
-
-Send = Callable[[ClaimId, Report], Awaitable[None]]
-"""Tells the server a report about a claim."""
+# Actions in one trip; the loop then has a look at the newest assignments' pauses.
+ACTIONS_MAX = 8
+# What a path of ours, or a target, is where a volume is to be seen.
+STANDING = frozenset({"mount", "link", "broken"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Room:
     boot_id: str
     journal: Journal
     mounter: Mounter
+    hops: Hops
     drivers: Mapping[PluginId, Driver]
     node_budgets: Mapping[PluginId, Budget]
     find_node_info: Callable[[PluginId], NodeInfo | None]
@@ -67,72 +69,153 @@ class Room:
     may_mount: Callable[[], bool]
 
 
-class Acts:
-    """One disk's journal, and the actions that change it. ``send`` tells the server a report."""
+class Advance(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a trip came. ``action``: what is next, its first half done, unless ``error`` kept that, or an action's
+    other half, from being done; None where there may be more to do at once. ``seen``: the last look, ``broken`` by it
+    the publications that do not answer; ``standing``: which of the paths that the action takes away show the volume."""
 
-    def __init__(self, disk: Disk, room: Room, lane: Lane, send: Send) -> None:
+    action: Action | None = None
+    error: OSError | None = None
+    seen: Seen | None = None
+    broken: dict[ClaimId, str] = {}
+    standing: tuple[str, ...] = ()
+
+
+Decide = Callable[[Seen], Action]
+Answers = Mapping[str, str]
+"""What mounts answered that were slow to do so: by path, empty where it was well."""
+
+
+class Acts:
+    """One disk's journal, and what is done at its paths. ``now_s``: the loop's time.
+
+    ``doing``: the action that a trip is at; None while it looks. ``asked``: the paths that it asked last. ``ended``:
+    the claims of which something was done; the loop takes them out.
+    """
+
+    def __init__(self, disk: Disk, room: Room, now_s: Callable[[], float]) -> None:
         self.uses: dict[ClaimId, Use] = {}
         self.staging: Staging | None = None
         self.assignments: Mapping[ClaimId, ClaimAssignment] = {}
+        self.doing: Action | None = None
+        self.asked: frozenset[str] = frozenset()
+        self.ended: list[ClaimId] = []
         self._disk = disk
         self._room = room
-        self._lane = lane
-        self._send = send
+        self._now_s = now_s
 
-    async def carry_out(self, action: Action) -> Fault | None:
-        """Do it; the fault says what kept it from being done. Raises OSError, DeadlineExceeded."""
+    def advance(self, done: Action | None, decide: Decide, known: Answers) -> Work[Advance | None]:
+        """One trip. ``done``: the action whose driver call, or search for holders, has ended well; ``known``: what
+        those of ``asked`` answered. None: another is asking one of those right now."""
+        self.doing = done
+        if done is not None:
+            try:
+                if not (yield from self._finish(done, known)):
+                    return None
+            except OSError as e:
+                return Advance(action=done, error=e)
+            self.ended.append(done.claim_id)
+            self.doing = None
+        for _ in range(ACTIONS_MAX):
+            found = yield from self._look(known)
+            if found is None:
+                return None
+            seen, broken = found
+            self.doing = action = decide(seen)
+            yield STEP
+            try:
+                standing = yield from self._begin(action, seen)
+            except OSError as e:
+                return Advance(action=action, error=e, seen=seen, broken=broken)
+            if standing is not None:
+                return Advance(action=action, seen=seen, broken=broken, standing=standing)
+            self.ended.append(action.claim_id)
+            self.doing = None
+        return Advance(seen=None, broken=broken)
+
+    # -- look --------------------------------------------------------------------------------------------------------
+
+    def _look(self, known: Answers) -> Work[tuple[Seen, dict[ClaimId, str]] | None]:
+        layout, mounter, uses = self._room.layout, self._room.mounter, self.uses
+        assignments = self.assignments
+        staging_path = self.staging.staging_path if self.staging else layout.staging(self._disk)
+        publish_paths = {i: _publish_path(a, layout) for i, a in assignments.items()}
+        publish_paths |= {i: u.publish_path for i, u in uses.items()}
+        targets = {i: a.claim.target for i, a in assignments.items() if _is_usable(a.claim.target, layout)}
+        targets |= {i: u.target for i, u in uses.items() if u.target}
+        ours = [staging_path, *publish_paths.values()]
+        mounted = mounter.find_mounted([*ours, *targets.values()])
+        dead = yield from self._ask(mounts.find_standing(mounter, ours, mounted), known)
+        if dead is None:
+            return None
+        seen = mounts.look(
+            mounter, staging_path=staging_path, publish_paths=publish_paths, targets=targets, dead=dead, mounted=mounted
+        )
+        return seen, {i: dead[p] for i, p in publish_paths.items() if p in dead}
+
+    def _look_at(self, path: str, known: Answers) -> Work[PathKind | None]:
+        mounter = self._room.mounter
+        mounted = mounter.find_mounted([path])
+        dead = yield from self._ask(mounts.find_standing(mounter, [path], mounted), known)
+        return None if dead is None else mounts.look_at(path, is_mounted=bool(mounted), is_dead=path in dead)
+
+    def _ask(self, standing: frozenset[str], known: Answers) -> Work[dict[str, str] | None]:
+        """Those that do not answer well, each with the name of its error."""
+        dead = {path: known[path] for path in standing if known.get(path)}
+        asked = [path for path in standing if path not in known]
+        if asked:
+            self.asked = standing
+            yield ASKS
+            found = self._room.probes.ask_here(asked, self._now_s)
+            yield STEP
+            if found is None:
+                return None
+            dead |= found
+        return dead
+
+    # -- the first half of an action, or all of it -------------------------------------------------------------------
+
+    def _begin(self, action: Action, seen: Seen) -> Work[tuple[str, ...] | None]:
+        """None where the action is over by this; else the paths to be taken away by it that show the volume."""
         match action:
             case actions.Begin():
-                await self._begin(action)
-            case actions.Stage():
-                return await self._stage(action)
-            case actions.Publish():
-                return await self._publish(action)
+                self._put(action.use, action.staging)
             case actions.Bind():
-                await self._bind(action.claim_id)
-            case actions.Unbind():
-                return await self._unbind(action.claim_id)
-            case actions.Unpublish():
-                return await self._unpublish(action)
-            case actions.Unstage():
-                return await self._unstage(action)
-            case actions.Grow():
-                return await self._grow(action)
-            case actions.ReportMounted() | actions.ReportUnmounted():
-                await self._send(action.claim_id, action.report)
-            case actions.Refuse():
-                return replace(action.report.fault, at_ns=self._room.clock())
+                yield from self._bind(action.claim_id)
             case actions.Forget():
-                use = self.uses[action.claim_id]
-                await self._lane.run(lambda: self._room.journal.remove(use))
-                del self.uses[action.claim_id]
+                self._room.journal.remove(self.uses[action.claim_id])
+                self.uses = {i: u for i, u in self.uses.items() if i != action.claim_id}
+            case actions.Stage():
+                yield from self._prepare_stage(action)
+                return ()
+            case actions.Publish():
+                yield from self._prepare_publish(action)
+                return ()
+            case actions.Unbind():
+                use, target = self.uses[action.claim_id], seen.targets.get(action.claim_id, TargetSeen())
+                bound = (use.target,) if target.kind in STANDING else ()
+                return bound + self._list_published(action.claim_id, seen)
+            case actions.Unpublish():
+                return self._list_published(action.claim_id, seen)
+            case actions.Unstage():
+                return tuple(mounts.find_standing(self._room.mounter, [action.step.staging_path]))
+            case _:
+                return ()
         return None
 
-    # -- journal -----------------------------------------------------------------------------------------------------
+    def _list_published(self, claim_id: ClaimId, seen: Seen) -> tuple[str, ...]:
+        return (self.uses[claim_id].publish_path,) if seen.published.get(claim_id) in STANDING else ()
 
-    async def _begin(self, action: actions.Begin) -> None:
-        journal, staging = self._room.journal, action.staging
+    def _bind(self, claim_id: ClaimId) -> Work[None]:
+        planned = mounts.plan_bind(self.uses[claim_id])
+        self._put(planned)
+        yield STEP
+        mounts.make_bind(self._room.mounter, planned)
+        yield STEP
+        self._put_soon(replace(planned, bind="done"))
+        self._tell("volume.bound", claim_id, target=planned.target)
 
-        def write() -> None:
-            if staging is not None:
-                journal.write(staging)
-            journal.write(action.use)
-
-        await self._lane.run(write)
-        self.staging = staging or self.staging
-        self.uses[action.claim_id] = action.use
-
-    async def _write_use(self, use: Use) -> None:
-        await self._lane.run(lambda: self._room.journal.write(use))
-        self.uses[use.claim_id] = use
-
-    async def _write_staging(self, staging: Staging) -> None:
-        await self._lane.run(lambda: self._room.journal.write(staging))
-        self.staging = staging
-
-    # -- up ----------------------------------------------------------------------------------------------------------
-
-    async def _stage(self, action: actions.Stage) -> Fault | None:
+    def _prepare_stage(self, action: actions.Stage) -> Work[None]:
         path = action.step.staging_path
         begun = Staging(
             plugin_id=self._disk.plugin_id,
@@ -141,126 +224,122 @@ class Acts:
             boot_id=self._room.boot_id,
         )
         if self.staging != begun:
-            await self._write_staging(begun)
-        await self._lane.run(lambda: mounts.make_staging(path))
-        if fault := await self._call(action.step, action.claim_id):
-            return fault
-        await self._write_staging(replace(begun, phase="done", seen_as=await self._look_at(path)))
-        self._tell("volume.staged", action.claim_id)
-        return None
+            self._put(None, begun)
+            yield STEP
+        mounts.make_staging(path)
 
-    async def _publish(self, action: actions.Publish) -> Fault | None:
-        use, path = self.uses[action.claim_id], action.step.target_path
+    def _prepare_publish(self, action: actions.Publish) -> Work[None]:
+        use = self.uses[action.claim_id]
         begun = replace(use, phase="begun", boot_id=self._room.boot_id)
         if begun != use:
-            await self._write_use(begun)
-        await self._lane.run(lambda: mounts.make_parent(path))
-        if fault := await self._call(action.step, action.claim_id):
-            return fault
-        seen_as = await self._look_at(path)
+            self._put(begun)
+            yield STEP
+        mounts.make_parent(action.step.target_path)
+
+    # -- the second half ---------------------------------------------------------------------------------------------
+
+    def _finish(self, action: Action, known: Answers) -> Work[bool]:
+        """False where a path is being asked by another."""
+        match action:
+            case actions.Stage():
+                return (yield from self._end_stage(action, known))
+            case actions.Publish():
+                return (yield from self._end_publish(action, known))
+            case actions.Grow():
+                self._put_soon(replace(self.uses[action.claim_id], grown_bytes=action.step.required_bytes))
+                self._tell("volume.grown", action.claim_id)
+            case actions.Unbind():
+                use = self.uses[action.claim_id]
+                unbound = mounts.undo_bind(self._room.mounter, use)
+                yield STEP
+                self._put_soon(unbound)
+                self._tell("volume.unbound", action.claim_id, target=use.target)
+            case actions.Unpublish():
+                yield from self._end_unpublish(action)
+            case actions.Unstage():
+                yield from self._end_unstage(action)
+            case _:
+                pass
+        return True
+
+    def _end_stage(self, action: actions.Stage, known: Answers) -> Work[bool]:
+        path = action.step.staging_path
+        seen_as = yield from self._look_at(path, known)
+        if seen_as is None:
+            return False
+        assert self.staging is not None, "its first half put it there"
+        self._put_soon(replace(self.staging, phase="done", seen_as=seen_as))
+        self._tell("volume.staged", action.claim_id)
+        return True
+
+    def _end_publish(self, action: actions.Publish, known: Answers) -> Work[bool]:
+        path = action.step.target_path
+        seen_as = yield from self._look_at(path, known)
+        if seen_as is None:
+            return False
         if seen_as == "absent":
             raise FileNotFoundError(errno.ENOENT, "the driver says that it is published, yet nothing is there", path)
-        await self._write_use(replace(begun, phase="done", seen_as=seen_as))
+        self._put_soon(replace(self.uses[action.claim_id], phase="done", seen_as=seen_as))
         self._tell("volume.published", action.claim_id, seen_as=seen_as)
-        return None
+        return True
 
-    async def _look_at(self, path: str) -> PathKind:
-        mounter = self._room.mounter
-        dead = await self._room.probes.find_dead(await self._lane.run(lambda: mounts.find_standing(mounter, [path])))
-        return await self._lane.run(
-            lambda: mounts.look_at(path, is_mounted=bool(mounter.find_mounted([path])), is_dead=path in dead)
-        )
-
-    async def _bind(self, claim_id: ClaimId) -> None:
-        planned = await self._lane.run(lambda: mounts.plan_bind(self.uses[claim_id]))
-        await self._write_use(planned)
-        await self._lane.run(lambda: mounts.make_bind(self._room.mounter, planned))
-        await self._write_use(replace(planned, bind="done"))
-        self._tell("volume.bound", claim_id, target=planned.target)
-
-    async def _grow(self, action: actions.Grow) -> Fault | None:
-        if fault := await self._call(action.step, action.claim_id):
-            # Final for the growth is not final for the mount, which works as it is.
-            return replace(fault, final=False)
-        await self._write_use(replace(self.uses[action.claim_id], grown_bytes=action.step.required_bytes))
-        self._tell("volume.grown", action.claim_id)
-        return None
-
-    # -- down --------------------------------------------------------------------------------------------------------
-
-    async def _unbind(self, claim_id: ClaimId) -> Fault | None:
-        use = self.uses[claim_id]
-        if fault := await self._find_use("Unbind", claim_id, (use.target, use.publish_path)):
-            return fault
-        unbound = await self._lane.run(lambda: mounts.undo_bind(self._room.mounter, use))
-        await self._write_use(unbound)
-        self._tell("volume.unbound", claim_id, target=use.target)
-        return None
-
-    async def _unpublish(self, action: actions.Unpublish) -> Fault | None:
+    def _end_unpublish(self, action: actions.Unpublish) -> Work[None]:
         path = action.step.target_path
-        if fault := await self._find_use("Unpublish", action.claim_id, (path,)):
-            return fault
-        if fault := await self._call(action.step, action.claim_id):
-            await self._cut(path)
-            return fault
-        await self._clear(lambda: mounts.clear_published(self._room.mounter, path), path)
-        use = replace(self.uses[action.claim_id], phase=action.then, seen_as="absent", boot_id=self._room.boot_id)
-        await self._write_use(use)
+        self._clear(lambda: mounts.clear_published(self._room.mounter, path), path)
+        yield STEP
+        use = self.uses[action.claim_id]
+        self._put_soon(replace(use, phase=action.then, seen_as="absent", boot_id=self._room.boot_id))
         self._tell("volume.unpublished", action.claim_id)
-        return None
 
-    async def _unstage(self, action: actions.Unstage) -> Fault | None:
-        path, staging = action.step.staging_path, self.staging
-        if fault := await self._find_use("Unstage", action.claim_id, (path,)):
-            return fault
-        if fault := await self._call(action.step, action.claim_id):
-            await self._cut(path)
-            return fault
-        await self._clear(lambda: mounts.clear_staging(self._room.mounter, path), path)
-        if staging is not None:
-            await self._lane.run(lambda: self._room.journal.remove(staging))
+    def _end_unstage(self, action: actions.Unstage) -> Work[None]:
+        path = action.step.staging_path
+        self._clear(lambda: mounts.clear_staging(self._room.mounter, path), path)
+        yield STEP
+        if self.staging is not None:
+            self._room.journal.remove(self.staging)
         self.staging = None
         self._tell("volume.unstaged", action.claim_id)
-        return None
 
-    async def _clear(self, clear: Callable[[], None], path: str) -> None:
+    def _clear(self, clear: Callable[[], None], path: str) -> None:
         try:
-            await self._lane.run(clear)
+            clear()
         except OSError as e:
             if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             log.warning("path.left_behind", path=path, error=os.strerror(e.errno or 0))
 
-    async def _find_use(self, method: str, claim_id: ClaimId, paths: tuple[str, ...]) -> Fault | None:
-        """The fault that keeps the paths as they are while somebody uses them."""
-        standing = await self._lane.run(lambda: mounts.find_standing(self._room.mounter, paths))
-        if not standing:
-            return None
-        is_last = all(i == claim_id or use.phase == "gone" for i, use in self.uses.items())
-        found = await self._room.holders.find(Question(tuple(p for p in paths if p in standing), is_last))
-        if not found:
-            return None
-        at_ns = self._room.clock()
-        return Fault(method=method, status=IN_USE, message=describe_holders(found), final=False, at_ns=at_ns)
+    # -- journal and log ---------------------------------------------------------------------------------------------
 
-    async def _cut(self, path: str) -> None:
-        """The last resort of a fence: the driver does not take its mount away, so that no new writer may find it."""
-        mounter = self._room.mounter
-        if self._room.fence.stage == "kill" and await self._lane.run(lambda: bool(mounter.find_mounted([path]))):
-            await self._lane.run(lambda: mounter.unmount(path))
-            log.error("mount.cut", path=path, plugin=self._disk.plugin_id)
+    def _put(self, use: Use | None, staging: Staging | None = None) -> None:
+        """Into the journal, for good: what comes next must not be done without it."""
+        self._room.journal.write(*(entry for entry in (staging, use) if entry is not None))
+        self.staging = staging or self.staging
+        if use is not None:
+            self.uses = {**self.uses, use.claim_id: use}
 
-    # -- the driver --------------------------------------------------------------------------------------------------
-
-    async def _call(self, step: Step, claim_id: ClaimId) -> Fault | None:
-        plugin_id, assignment = self._disk.plugin_id, self.assignments.get(claim_id)
-        timeout_s = assignment.timeout_s if assignment else self._room.settings.node_call_s
-        driver, budget = self._room.drivers.get(plugin_id), self._room.node_budgets.get(plugin_id)
-        outcome = await call_in_turn(
-            budget, driver, step, subject=self._disk.external_id, timeout_s=timeout_s, clock=self._room.clock
-        )
-        return outcome.fault if isinstance(outcome, Failed) else None
+    def _put_soon(self, entry: Use | Staging) -> None:
+        """Into the journal; after a power cut the older entry says enough."""
+        self._room.journal.write_soon(entry)
+        if isinstance(entry, Use):
+            self.uses = {**self.uses, entry.claim_id: entry}
+        else:
+            self.staging = entry
 
     def _tell(self, event: str, claim_id: ClaimId, **more: str) -> None:
         log.info(event, plugin=self._disk.plugin_id, external_id=self._disk.external_id, claim=claim_id, **more)
+
+
+def _publish_path(assignment: ClaimAssignment, layout: Layout) -> str:
+    state = assignment.claim.state
+    told = state.publish_path if isinstance(state, Mounted) else ""
+    return told or layout.publish(assignment.claim.id)
+
+
+def _is_usable(target: str, layout: Layout) -> bool:
+    if not target:
+        return False
+    try:
+        check_target(target, layout)
+    except BadRequest:
+        return False
+    return True

@@ -1,12 +1,14 @@
-"""One disk's worker: look, decide, carry out one action, look again.
+"""One disk's worker: look, decide, carry out one action, look again. All that blocks is ``agent.acts``, in a thread.
 
-The newest assignments are read in each round; a failure is reported and tried again with growing pauses, claim by
-claim. While the server cannot be reached nothing changes here: the last assignments stand.
+Nothing is unbound, unpublished or unstaged while somebody uses it; who does is told, and the action waits for its
+next try. The newest assignments are read in each round; a failure is reported and tried again with growing pauses,
+claim by claim. While the server cannot be reached nothing changes here: the last assignments stand.
 Never: decides (``rules.mounts`` does); overlaps two actions of one disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Mapping
 
@@ -14,22 +16,27 @@ import anyio
 import msgspec
 import structlog
 
-from moorage.agent import mounts
-from moorage.agent.acts import Acts, Room
+from moorage.agent.acts import Acts, Advance, Answers, Room
+from moorage.agent.calls import call_in_turn
+from moorage.agent.holders import Question
 from moorage.agent.lane import Lane
-from moorage.errors import BadRequest, DeadlineExceeded
+from moorage.agent.probes import SWEEP_S
+from moorage.errors import DeadlineExceeded
 from moorage.model.assignment import ClaimAssignment, MountFailedReport, Report
-from moorage.model.claim import Attached, Mounted
+from moorage.model.claim import Attached
 from moorage.model.ids import ClaimId
+from moorage.model.steps import Failed, Step
 from moorage.model.volume import Fault
 from moorage.rules import mount_actions as actions
+from moorage.rules.holders import describe_holders
 from moorage.rules.mount_actions import NOBODY, Action, View
-from moorage.rules.mount_records import Disk, Layout, Seen, Staging, Use, check_target
+from moorage.rules.mount_records import Disk, Seen, Staging, Use
 from moorage.rules.mounts import goal_of, next_action
 
 log = structlog.get_logger()
 replace = msgspec.structs.replace
 
+IN_USE = "in_use"
 RETRY_FIRST_S = 0.5
 FENCE_RETRY_S = 0.25
 # Nothing but a change by somebody helps against these.
@@ -50,8 +57,12 @@ class DiskWorker:
         self.disk = disk
         self.assignments: dict[ClaimId, ClaimAssignment] = {}
         self._room = room
-        self._lane = Lane(timeout_s=room.settings.look_timeout_s)
-        self._acts = Acts(disk, room, self._lane, self._report)
+        self._now_s = asyncio.get_running_loop().time
+        self._lane = Lane(timeout_s=room.settings.look_timeout_s, hops=room.hops)
+        self._acts = Acts(disk, room, self._now_s)
+        # The last look, until something is done here; whether something may have happened since.
+        self._seen: Seen | None = None
+        self._is_stale = False
         self._is_told = False
         self._broken: Mapping[ClaimId, str] = {}
         self._pauses: dict[ClaimId, _Pause] = {}
@@ -71,7 +82,7 @@ class DiskWorker:
     def take(self, entry: Use | Staging) -> None:
         """Take an entry of the journal as found at start."""
         if isinstance(entry, Use):
-            self._acts.uses[entry.claim_id] = entry
+            self._acts.uses = {**self._acts.uses, entry.claim_id: entry}
         else:
             self._acts.staging = entry
 
@@ -105,64 +116,116 @@ class DiskWorker:
 
     def wake(self) -> None:
         """Look again now; what waits for its next try goes on waiting."""
+        self._is_stale = True
         self._news.set()
 
     def retry(self) -> None:
         """Try everything again now."""
         self._pauses.clear()
+        self._is_stale = True
         self._news.set()
 
     async def run(self) -> None:
         """Work until there is nothing left to do or to watch."""
-        while not self.is_idle:
+        done: Action | None = None
+        while done is not None or not self.is_idle:
             self._news = anyio.Event()
-            if not self._is_told and not self._room.fence.is_fenced:
+            if done is None and not self._is_told and not self._room.fence.is_fenced:
                 # Begun by a fence that was lifted before the server ever said which claims are its own.
                 await self._news.wait()
                 continue
+            if done is None and self._is_at_rest():
+                await self._rest()
+                continue
             try:
-                view = self._view(await self._look())
+                found = await self._advance(done)
             except (OSError, DeadlineExceeded) as e:
-                await self._look_failed(e)
+                done, self._seen = None, None
+                await self._hop_failed(e)
                 continue
-            now_s = anyio.current_time()
-            action = next_action(view, frozenset(i for i, p in self._pauses.items() if p.due_s > now_s))
-            if isinstance(action, actions.Rest):
-                self._pauses = {i: p for i, p in self._pauses.items() if p.due_s > now_s}
-                self._room.on_step()
-                if not self.is_idle:
-                    await self._wait(now_s)
-                continue
-            fault = await self._try(action)
-            if fault is None:
-                self._pauses.pop(action.claim_id, None)
-            else:
-                await self._failed(action.claim_id, fault)
+            self._note_ended()
+            await self._note_broken(found.broken)
+            done = await self._go_on(found)
             self._room.on_step()
 
+    def _is_at_rest(self) -> bool:
+        """Whether there is nothing to do by the last look, where that still counts: news alone make no other."""
+        return self._seen is not None and not self._is_stale and isinstance(self._decide(self._seen), actions.Rest)
+
+    def _decide(self, seen: Seen) -> Action:
+        """The next action. Also called in a thread: it only reads."""
+        if not self._is_told and not self._room.fence.is_fenced:
+            return actions.REST
+        now_s = self._now_s()
+        return next_action(self._view(seen), frozenset(i for i, p in list(self._pauses.items()) if p.due_s > now_s))
+
+    async def _rest(self) -> None:
+        now_s = self._now_s()
+        self._pauses = {i: p for i, p in self._pauses.items() if p.due_s > now_s}
+        self._room.on_step()
+        if not self.is_idle:
+            await self._wait(now_s)
+
     async def _wait(self, now_s: float) -> None:
+        """Until there are news; or until it is time to look again, whatever has happened."""
         rescan_s = self._room.settings.rescan_s * (0.75 + 0.5 * self._room.random())
         due_s = min((p.due_s for p in self._pauses.values()), default=now_s + rescan_s)
         with anyio.move_on_after(max(0.0, min(rescan_s, due_s - now_s))):
             await self._news.wait()
+            return
+        self._seen = None
 
-    # -- look --------------------------------------------------------------------------------------------------------
+    async def _advance(self, done: Action | None) -> Advance:
+        """One trip to a thread; a second one where a mount did not answer at once."""
+        known: Answers = {}
+        self._is_stale = False
+        while True:
+            found = await self._lane.work(self._acts.advance(done, self._decide, known), patience_s=SWEEP_S)
+            if found is not None:
+                return found
+            done, asked = self._acts.doing, self._acts.asked
+            known = dict.fromkeys(asked, "") | await self._room.probes.find_dead(asked)
 
-    async def _look(self) -> Seen:
-        layout, mounter = self._room.layout, self._room.mounter
-        staging_path = self.staging.staging_path if self.staging else layout.staging(self.disk)
-        publish_paths = {i: _publish_path(a, layout) for i, a in self.assignments.items()}
-        publish_paths |= {i: u.publish_path for i, u in self.uses.items()}
-        targets = {i: a.claim.target for i, a in self.assignments.items() if _is_usable(a.claim.target, layout)}
-        targets |= {i: u.target for i, u in self.uses.items() if u.target}
-        ours = [staging_path, *publish_paths.values()]
-        dead = await self._room.probes.find_dead(await self._lane.run(lambda: mounts.find_standing(mounter, ours)))
-        await self._note_broken({i: dead[p] for i, p in publish_paths.items() if p in dead})
-        return await self._lane.run(
-            lambda: mounts.look(
-                mounter, staging_path=staging_path, publish_paths=publish_paths, targets=targets, dead=dead
-            )
-        )
+    def _note_ended(self) -> None:
+        for claim_id in self._acts.ended:
+            self._pauses.pop(claim_id, None)
+        self._acts.ended.clear()
+
+    async def _go_on(self, found: Advance) -> Action | None:
+        """Carry out what a trip has come to. Returns the action whose second half is due."""
+        action = found.action
+        self._seen = found.seen if found.error is None else None
+        if action is None or isinstance(action, actions.Rest):
+            return None
+        if found.error is not None:
+            await self._failed(action.claim_id, self._fault(type(action).__name__, action.claim_id, found.error))
+            return None
+        try:
+            fault = await self._try(action, found.standing)
+        except (OSError, DeadlineExceeded) as e:
+            fault = self._fault(type(action).__name__, action.claim_id, e)
+        if fault is not None:
+            self._seen = None
+            await self._failed(action.claim_id, fault)
+            return None
+        if isinstance(action, (actions.ReportMounted, actions.ReportUnmounted)):
+            self._pauses.pop(action.claim_id, None)
+            return None
+        return action
+
+    async def _hop_failed(self, error: OSError | DeadlineExceeded) -> None:
+        action = self._acts.doing
+        self._note_ended()
+        if action is not None:
+            await self._failed(action.claim_id, self._fault(type(action).__name__, action.claim_id, error))
+            self._room.on_step()
+            return
+        fault = self._fault("Look", NOBODY, error)
+        for claim_id, assignment in list(self.assignments.items()):
+            if goal_of(assignment) != "none":
+                await self._failed(claim_id, fault)
+        await self._failed(NOBODY, fault)
+        await self._wait(self._now_s())
 
     async def _note_broken(self, broken: dict[ClaimId, str]) -> None:
         """Tell, once, that a consumer's mount has broken."""
@@ -191,21 +254,65 @@ class DiskWorker:
             may_mount=self._room.may_mount(),
         )
 
-    async def _look_failed(self, error: OSError | DeadlineExceeded) -> None:
-        fault = self._fault("Look", NOBODY, error)
-        for claim_id, assignment in list(self.assignments.items()):
-            if goal_of(assignment) != "none":
-                await self._failed(claim_id, fault)
-        await self._failed(NOBODY, fault)
-        await self._wait(anyio.current_time())
-
     # -- act ---------------------------------------------------------------------------------------------------------
 
-    async def _try(self, action: Action) -> Fault | None:
-        try:
-            return await self._acts.carry_out(action)
-        except (OSError, DeadlineExceeded) as e:
-            return self._fault(type(action).__name__, action.claim_id, e)
+    async def _try(self, action: Action, standing: tuple[str, ...]) -> Fault | None:
+        """What an action takes besides its two halves. Raises OSError, DeadlineExceeded."""
+        match action:
+            case actions.Stage() | actions.Publish():
+                return await self._call(action.step, action.claim_id)
+            case actions.Unbind():
+                return await self._find_use("Unbind", action.claim_id, standing)
+            case actions.Unpublish():
+                return await self._take_away(action, action.step.target_path, standing)
+            case actions.Unstage():
+                return await self._take_away(action, action.step.staging_path, standing)
+            case actions.Grow():
+                fault = await self._call(action.step, action.claim_id)
+                # Final for the growth is not final for the mount, which works as it is.
+                return replace(fault, final=False) if fault else None
+            case actions.ReportMounted() | actions.ReportUnmounted():
+                await self._report(action.claim_id, action.report)
+            case actions.Refuse():
+                return replace(action.report.fault, at_ns=self._room.clock())
+            case _:
+                pass
+        return None
+
+    async def _take_away(
+        self, action: actions.Unpublish | actions.Unstage, path: str, standing: tuple[str, ...]
+    ) -> Fault | None:
+        """Ask the driver for it, unless somebody uses the path."""
+        if fault := await self._find_use(type(action).__name__, action.claim_id, standing):
+            return fault
+        fault = await self._call(action.step, action.claim_id)
+        mounter = self._room.mounter
+        # The last resort of a fence: the driver does not take its mount away, so that no new writer may find it.
+        is_cutting = fault is not None and self._room.fence.stage == "kill"
+        if is_cutting and await self._lane.run(lambda: bool(mounter.find_mounted([path]))):
+            await self._lane.run(lambda: mounter.unmount(path))
+            log.error("mount.cut", path=path, plugin=self.disk.plugin_id)
+        return fault
+
+    async def _find_use(self, method: str, claim_id: ClaimId, standing: tuple[str, ...]) -> Fault | None:
+        """The fault that keeps the paths as they are while somebody uses them."""
+        if not standing:
+            return None
+        is_last = all(i == claim_id or use.phase == "gone" for i, use in self.uses.items())
+        found = await self._room.holders.find(Question(standing, is_last))
+        if not found:
+            return None
+        at_ns = self._room.clock()
+        return Fault(method=method, status=IN_USE, message=describe_holders(found), final=False, at_ns=at_ns)
+
+    async def _call(self, step: Step, claim_id: ClaimId) -> Fault | None:
+        plugin_id, assignment = self.disk.plugin_id, self.assignments.get(claim_id)
+        timeout_s = assignment.timeout_s if assignment else self._room.settings.node_call_s
+        driver, budget = self._room.drivers.get(plugin_id), self._room.node_budgets.get(plugin_id)
+        outcome = await call_in_turn(
+            budget, driver, step, subject=self.disk.external_id, timeout_s=timeout_s, clock=self._room.clock
+        )
+        return outcome.fault if isinstance(outcome, Failed) else None
 
     # -- tell --------------------------------------------------------------------------------------------------------
 
@@ -244,7 +351,7 @@ class DiskWorker:
         full_s = cap_s if is_final else min(cap_s, RETRY_FIRST_S * 2.0 ** min(attempts - 1, 16))
         if self._room.fence.is_fenced:
             full_s = min(full_s, FENCE_RETRY_S)
-        due_s = anyio.current_time() + full_s * (0.5 + 0.5 * self._room.random())
+        due_s = self._now_s() + full_s * (0.5 + 0.5 * self._room.random())
         self._pauses[claim_id] = _Pause(attempts, due_s)
         return attempts
 
@@ -266,17 +373,3 @@ def _course(assignment: ClaimAssignment | None) -> tuple[str, str]:
     if assignment is None:
         return ("", "")
     return (assignment.claim.wanted, type(assignment.claim.state).__name__)
-
-
-def _publish_path(assignment: ClaimAssignment, layout: Layout) -> str:
-    state = assignment.claim.state
-    told = state.publish_path if isinstance(state, Mounted) else ""
-    return told or layout.publish(assignment.claim.id)
-
-
-def _is_usable(target: str, layout: Layout) -> bool:
-    try:
-        check_target(target, layout)
-    except BadRequest:
-        return False
-    return True

@@ -23,7 +23,7 @@ import anyio
 import msgspec
 import structlog
 
-from moorage.agent.lane import Lane
+from moorage.agent.lane import Hops, Lane
 from moorage.csi.mounting import resolve
 from moorage.errors import DeadlineExceeded
 from moorage.rules import holders as rules
@@ -249,10 +249,10 @@ class _Scan:
 class HolderSearch:
     """Answers who uses paths. Questions that come while a look is under way are answered together by the next one."""
 
-    def __init__(self, *, timeout_s: float, proc: Path = PROC) -> None:
+    def __init__(self, *, timeout_s: float, proc: Path = PROC, hops: Hops | None = None) -> None:
         self._proc = proc
-        self._lane = Lane(timeout_s=timeout_s)
-        self._mapped_lane = Lane(timeout_s=timeout_s)
+        self._lane = Lane(timeout_s=timeout_s, hops=hops)
+        self._mapped_lane = Lane(timeout_s=timeout_s, hops=hops)
         self._turn = anyio.Lock()
         self._waiting: dict[int, Question] = {}
         self._answers: dict[int, tuple[Holder, ...]] = {}

@@ -55,8 +55,13 @@ class HostMounter:
 
     def find_mounted(self, paths: Iterable[str]) -> frozenset[str]:
         """Those of ``paths`` at which something is mounted now."""
-        taken = self._table.find_taken()
-        return frozenset(path for path in paths if mounting.resolve(path) in taken)
+        found = {path: mounting.is_mounted_at(path) for path in paths}
+        unclear = [path for path, is_mounted in found.items() if is_mounted is None]
+        if unclear:
+            # An old kernel, a filter of system calls, a directory that may not be entered.
+            taken = self._table.find_taken()
+            found |= {path: mounting.resolve(path) in taken for path in unclear}
+        return frozenset(path for path, is_mounted in found.items() if is_mounted)
 
     def is_same(self, one: str, other: str) -> bool:
         """Whether both paths show the same file or directory."""

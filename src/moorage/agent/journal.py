@@ -22,9 +22,10 @@ STAGING_SUFFIX = ".stage.json"
 
 
 class Journal:
-    """Reads and writes the entries below one state directory."""
+    """Reads and writes the entries below one state directory. ``writes``: so many entries were written."""
 
     def __init__(self, layout: Layout) -> None:
+        self.writes = 0
         self._layout = layout
 
     def load(self) -> tuple[list[Use], list[Staging]]:
@@ -43,9 +44,17 @@ class Journal:
                 uses += _read(path, Use)
         return uses, stagings
 
-    def write(self, entry: Use | Staging) -> None:
-        """Put an entry on disk for good."""
-        write_whole(self._path_of(entry), msgspec.json.encode(entry))
+    def write(self, *entries: Use | Staging) -> None:
+        """Put entries on disk for good."""
+        for entry in entries:
+            self.write_soon(entry)
+        sync_directory(os.path.dirname(self._path_of(entries[0])))
+
+    def write_soon(self, entry: Use | Staging) -> None:
+        """Put on disk an entry that is there already, and may be the old one after a power cut. That is what is true of
+        all that is mounted or done to mounts, which a power cut ends."""
+        self.writes += 1
+        put_whole(self._path_of(entry), msgspec.json.encode(entry))
 
     def remove(self, entry: Use | Staging) -> None:
         """Take an entry away; one that is not there is fine."""
@@ -69,7 +78,14 @@ def _read(path: Path, kind: type[_Entry]) -> list[_Entry]:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new one; readable by its owner only."""
+    """Write a file so that a crash leaves the old content or the new one, and the new one once this has returned;
+    readable by its owner only."""
+    put_whole(path, content)
+    sync_directory(os.path.dirname(path))
+
+
+def put_whole(path: str, content: bytes) -> None:
+    """Write a file so that a crash of the host leaves the old content or the new one, also after this has returned."""
     temporary = f"{path}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -78,7 +94,11 @@ def write_whole(path: str, content: bytes) -> None:
     finally:
         os.close(descriptor)
     os.replace(temporary, path)
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def sync_directory(path: str) -> None:
+    """What was renamed in a directory stays so after a power cut."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:

@@ -29,12 +29,14 @@ from moorage.agent.host import describe_host
 from moorage.agent.host_mounts import HostMounter
 from moorage.agent.joining import Joining
 from moorage.agent.journal import Journal
+from moorage.agent.lane import Hops
 from moorage.agent.link import Link
 from moorage.agent.plugins import Plugins
 from moorage.agent.ports import AgentSettings, Chance, Clock, Connect, Driver, DriverSpec, Mounter, Ticks
 from moorage.agent.probes import Ask, MountProbes, ask_mount
 from moorage.agent.reporter import Reporter
 from moorage.agent.standing import StandingNews
+from moorage.agent.threads import ThreadHops
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import AgentPages, follow, retry_delay_s
@@ -66,6 +68,7 @@ class Surroundings:
     random: Chance = chance.random
     ticks: Ticks = read_ticks
     ask_mount: Ask = ask_mount
+    hops: Hops | None = None
 
 
 async def run(
@@ -94,6 +97,7 @@ async def run(
         node = await anyio.to_thread.run_sync(describe_host, state_dir)
     node = msgspec.structs.replace(node, is_self_fencing=settings.is_self_fencing)
     plugins = Plugins(around.connect, drivers, settings)
+    hops = around.hops or ThreadHops()
     fence = SelfFence(
         is_on=settings.is_self_fencing, file=state_dir / "lease.json", boot_id=node.boot_id, ticks=around.ticks,
         look_s=settings.fence_look_s,
@@ -114,12 +118,13 @@ async def run(
                 boot_id=node.boot_id,
                 journal=journal,
                 mounter=around.mounter or HostMounter(),
+                hops=hops,
                 drivers=plugins.drivers,
                 node_budgets=plugins.node_budgets,
                 find_node_info=fingerprints.find_node_info,
                 reporter=agent.reporter,
                 probes=MountProbes(pause_s=settings.mount_probe_s, hang_s=settings.mount_hang_s, ask=around.ask_mount),
-                holders=HolderSearch(timeout_s=settings.holders_s),
+                holders=HolderSearch(timeout_s=settings.holders_s, hops=hops),
                 fence=fence,
                 clock=around.clock,
                 random=around.random,
@@ -130,13 +135,17 @@ async def run(
             volumes.prepare(room, uses, stagings)
             fingerprints.on_change = volumes.retry_plugin
             fence.on_fence, fence.on_lift = volumes.fence, volumes.lift
-            group.start_soon(lambda: fence.run(room.holders, volumes.list_written), name="fence")
-            probes = room.probes
-            group.start_soon(lambda: probes.run(volumes.list_published, volumes.note_change), name="broken mounts")
+            _start_watches(group, room, volumes)
             await agent.run(group, volumes, fingerprints, task_status=task_status)
     finally:
+        hops.close()
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await plugins.close()
+
+
+def _start_watches(group: TaskGroup, room: Room, volumes: Volumes) -> None:
+    group.start_soon(lambda: room.fence.run(room.holders, volumes.list_written), name="fence")
+    group.start_soon(lambda: room.probes.run(volumes.list_published, volumes.note_change), name="broken mounts")
 
 
 class _Sink:

@@ -24,10 +24,13 @@ replace = msgspec.structs.replace
 STACKED_MAX = 8
 
 
-def find_standing(mounter: Mounter, paths: Iterable[str]) -> frozenset[str]:
-    """Those of our own ``paths`` that show a volume: mounted, or a link. No volume is touched."""
+def find_standing(mounter: Mounter, paths: Iterable[str], mounted: frozenset[str] | None = None) -> frozenset[str]:
+    """Those of our own ``paths`` that show a volume: mounted, or a link. No volume is touched. ``mounted``: what is
+    known to be, so that it is not looked at again."""
     asked = list(paths)
-    return mounter.find_mounted(asked) | {path for path in asked if os.path.islink(path)}
+    if mounted is None:
+        mounted = mounter.find_mounted(asked)
+    return frozenset(path for path in asked if path in mounted or os.path.islink(path))
 
 
 def look(
@@ -37,10 +40,12 @@ def look(
     publish_paths: Mapping[ClaimId, str],
     targets: Mapping[ClaimId, str],
     dead: Container[str] = (),
+    mounted: frozenset[str] | None = None,
 ) -> Seen:
     """What is at a disk's paths now. ``targets`` has only usable paths, each of a claim in ``publish_paths``; no volume
-    is touched at ``dead`` ones."""
-    mounted = mounter.find_mounted([staging_path, *publish_paths.values(), *targets.values()])
+    is touched at ``dead`` ones. ``mounted``: those of all these paths that are known to be."""
+    if mounted is None:
+        mounted = mounter.find_mounted([staging_path, *publish_paths.values(), *targets.values()])
     return Seen(
         staging=look_at(staging_path, is_mounted=staging_path in mounted, is_dead=staging_path in dead),
         published={i: look_at(p, is_mounted=p in mounted, is_dead=p in dead) for i, p in publish_paths.items()},
@@ -93,7 +98,7 @@ def _kind_of_target(target: str, mode: os.stat_result) -> TargetKind:
 
 def make_parent(publish_path: str) -> None:
     """Make the directory in which the driver makes the last component."""
-    os.makedirs(os.path.dirname(publish_path), mode=0o755, exist_ok=True)
+    _make_directory(os.path.dirname(publish_path), 0o755)
 
 
 def clear_published(mounter: Mounter, publish_path: str) -> None:
@@ -108,7 +113,17 @@ def clear_published(mounter: Mounter, publish_path: str) -> None:
 
 def make_staging(staging_path: str) -> None:
     """Make the staging directory."""
-    os.makedirs(staging_path, mode=0o700, exist_ok=True)
+    _make_directory(staging_path, 0o700)
+
+
+def _make_directory(path: str, mode: int) -> None:
+    try:
+        os.mkdir(path, mode)
+    except FileNotFoundError:
+        os.makedirs(path, mode, exist_ok=True)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
 
 
 def clear_staging(mounter: Mounter, staging_path: str) -> None:

@@ -68,6 +68,21 @@ class MountProbes:
                 group.start_soon(self._probe, path, found)
         return found
 
+    def ask_here(self, paths: Iterable[str], now_s: Callable[[], float]) -> dict[str, str] | None:
+        """``find_dead`` in the caller's own thread, for mounts that answer at once. Blocks for as long as one hangs;
+        None where another is at one of them. ``now_s``: the loop's time. After either, ``find_dead`` knows more."""
+        found: dict[str, str] = {}
+        for path in paths:
+            if path in self._busy:
+                return None
+            if len(self._busy) >= PROBES_MAX:
+                log.warning("mount.not_probed", path=path, hanging=len(self._busy))
+                continue
+            self._busy[path] = now_s()
+            if error := self._ask_one(path):
+                found[path] = error
+        return found
+
     async def _sweep(self, paths: Iterable[str], found: dict[str, str]) -> set[str]:
         """Probe many paths in one thread; returns those that answered. The first that is slow is left to others, and
         with it the rest."""

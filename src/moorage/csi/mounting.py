@@ -4,7 +4,7 @@ Shapes: the table is ``/proc/self/mountinfo`` of the calling process's mount nam
 Raises OSError with the kernel's errno; ValueError for an unknown mount flag.
 Every function blocks: call it in a worker thread.
 Never:  follows a symlink in the last component of a path that is unmounted; decides about volumes.
-Source: proc_pid_mountinfo(5), open_tree(2), mount_setattr(2), move_mount(2), mount(2), umount2(2).
+Source: proc_pid_mountinfo(5), openat2(2), open_tree(2), mount_setattr(2), move_mount(2), mount(2), umount2(2).
 
 A bind mount is made detached, gets its flags, and is then moved into place, so that a read-only mount is never seen
 writable, also after a kill between two steps. Kernels before 5.12 get it by mount(2) and a remount.
@@ -91,6 +91,17 @@ class _Attributes(ctypes.Structure):
     )
 
 
+class _How(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_OPENAT2 = ctypes.c_long(437)
+_RESOLVE_NO_XDEV = 1
+_NO_CROSSING = _How(flags=os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, resolve=_RESOLVE_NO_XDEV)
+_NO_CROSSING_SIZE = ctypes.c_size_t(ctypes.sizeof(_How))
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -175,6 +186,35 @@ def mounts_of(mounts: tuple[Mount, ...], path: str | Path) -> tuple[Mount, ...]:
     device, root = origin_of(mounts, path)
     text = os.path.realpath(path)
     return tuple(m for m in mounts if m.device == device and m.root == root and m.target != text)
+
+
+def is_mounted_at(path: str) -> bool | None:
+    """Whether something is mounted exactly at ``path``; None where only the mount table can tell.
+
+    What is mounted is not touched: the walk to the last component is refused at the mount. The table is as long as
+    there are mounts, and this takes the same time however many there are.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    if not name:
+        return True
+    try:
+        directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    try:
+        how = (ctypes.byref(_NO_CROSSING), _NO_CROSSING_SIZE)
+        descriptor = _libc.syscall(_OPENAT2, ctypes.c_int(directory), os.fsencode(name), *how)
+        error = ctypes.get_errno()
+    finally:
+        os.close(directory)
+    if descriptor >= 0:
+        os.close(descriptor)
+        return False
+    if error == errno.ENOENT:
+        return False
+    return True if error == errno.EXDEV else None
 
 
 def unknown_flags(flags: Iterable[str]) -> tuple[str, ...]:

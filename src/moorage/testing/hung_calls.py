@@ -208,7 +208,7 @@ class _Run:
             settings=self._load.agent,
             around=agent.Surroundings(
                 connect=connect, mounter=self._mounter, clock=_Clock().now_ns, ticks=anyio.current_time,
-                random=random.Random(self._load.seed).random,
+                hops=virtual_loop.VirtualHops(), random=random.Random(self._load.seed).random,
             ),
             task_status=task_status,
         )  # fmt: skip

@@ -220,7 +220,7 @@ class _Run:
                 settings=AGENT,
                 around=agent.Surroundings(
                     connect=connect, mounter=mounter, clock=Clock().now_ns, ticks=anyio.current_time,
-                    random=random.Random(f"{self._size.seed}/{node_id}").random,
+                    hops=virtual_loop.VirtualHops(), random=random.Random(f"{self._size.seed}/{node_id}").random,
                 ),
             )  # fmt: skip
         del self._agents[node_id]

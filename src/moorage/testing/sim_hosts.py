@@ -23,6 +23,7 @@ from moorage.rules.mount_records import Layout
 from moorage.testing.sim_driver import Facts, SimDriver
 from moorage.testing.sim_network import SimClient
 from moorage.testing.sim_schedule import PLUGIN
+from moorage.testing.virtual_loop import VirtualHops
 
 if TYPE_CHECKING:
     from moorage.testing.sim_world import World
@@ -154,6 +155,7 @@ class Host:
             clock=world.clock.now_ns,
             random=random.Random(f"agent/{world.seed}/{owner}").random,
             ticks=anyio.current_time,
+            hops=VirtualHops(),
         )
         await agent.run(
             SimClient(world.network, self),
