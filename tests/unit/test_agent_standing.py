@@ -84,6 +84,13 @@ class _Sink:
         await anyio.lowlevel.checkpoint()
 
 
+class _Open:
+    is_open = True
+
+    async def wait_open(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+
 def a_step(name: str, revision: int = 1, serial: str = "") -> StepAssignment:
     step = steps.DetachVolume(external_id=name, external_node_id="n")
     return StepAssignment(
@@ -102,7 +109,7 @@ async def test_news_of_steps_leave_the_others_as_they_are(monkeypatch: pytest.Mo
     async with anyio.create_task_group() as group:
         group.start_soon(reporter.run)
         drivers: dict[object, Driver] = {NAS: driver}  # type: ignore[dict-item]
-        workers = StepWorkers(group, drivers, reporter, clock=lambda: 1, budgets={})  # type: ignore[arg-type]
+        workers = StepWorkers(group, drivers, reporter, clock=lambda: 1, budgets={}, gate=_Open())  # type: ignore[arg-type]
         workers.take(page(a_step("a", serial="x"), a_step("b", serial="x"), is_delta=False))
         await anyio.wait_all_tasks_blocked()
         assert driver.begun == ["a"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 import anyio
 import msgspec
 
 from moorage.agent.budget import Budget
 from moorage.agent.ports import Clock, Driver
 from moorage.errors import DriverFault, MoorageError
-from moorage.model.steps import Failed, Outcome, Step, direction_of
+from moorage.model.steps import Direction, Failed, Outcome, Step, direction_of
 from moorage.model.volume import Fault
 
 # A driver client keeps the deadline itself; this is how long it may be late before it is cut off.
@@ -43,10 +46,29 @@ async def call_in_turn(
 ) -> Outcome:
     """``call_driver`` when the budget has a slot for it. ``subject`` names the volume; the deadline begins with the
     call."""
-    if budget is None or driver is None:
-        return await call_driver(driver, step, timeout_s=timeout_s, clock=clock)
-    async with budget.slot(direction_of(step), subject) as ticket:
-        outcome = await call_driver(driver, step, timeout_s=timeout_s, clock=clock)
+    call = partial(call_driver, driver, step, timeout_s=timeout_s, clock=clock)
+    outcome = await take_turn(
+        budget if driver is not None else None, call, direction=direction_of(step), subject=subject
+    )
+    assert outcome is not None
+    return outcome
+
+
+async def take_turn(
+    budget: Budget | None,
+    call: Callable[[], Awaitable[Outcome]],
+    *,
+    direction: Direction,
+    subject: str,
+    may_begin: Callable[[], bool] = lambda: True,
+) -> Outcome | None:
+    """The outcome of the call when its turn has come; None where it may not begin any more by then."""
+    if budget is None:
+        return await call() if may_begin() else None
+    async with budget.slot(direction, subject) as ticket:
+        if not may_begin():
+            return None
+        outcome = await call()
         ticket.no_answer = isinstance(outcome, Failed) and outcome.fault.status == NO_ANSWER
     return outcome
 

@@ -36,6 +36,10 @@ class Link:
         if self._is_lost:
             self._wake.set()
 
+    def note_restart(self) -> None:
+        """A standing query was answered by another run of the server than the one that took the registration."""
+        self._wake.set()
+
     def note_registered(self) -> None:
         """The server took the node's registration."""
         if self._is_lost:

@@ -36,12 +36,13 @@ from moorage.agent.ports import AgentSettings, Chance, Clock, Connect, Driver, D
 from moorage.agent.probes import Ask, MountProbes, ask_mount
 from moorage.agent.reporter import Reporter
 from moorage.agent.standing import StandingNews
+from moorage.agent.steps import StepGate, Steps
 from moorage.agent.threads import ThreadHops
 from moorage.agent.volumes import Volumes
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import AgentPages, follow, retry_delay_s
 from moorage.errors import Conflict, Forbidden, MoorageError, NotFound, Rejected, Unavailable
-from moorage.model.assignment import ClaimAssignments, Report, StepAssignments
+from moorage.model.assignment import ClaimAssignments, NodeRegistered, Report
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.rules.mount_records import check_state_dir
@@ -180,6 +181,7 @@ class _Agent:
         self._link = Link()
         # The server has the node on record: it took a registration, or says that it had lost the node.
         self._known = anyio.Event()
+        self._steps = Steps(client, node.id, self._link, gate=StepGate(fence.now_s), settings=settings)
         self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
 
     async def run(
@@ -227,18 +229,30 @@ class _Agent:
 
     async def _register(self, volumes: Volumes, *, clean_by: int) -> float:
         sent_s = self._fence.now_s()
-        is_empty = not volumes.has_begun(self._node.boot_id)
         try:
-            registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
+            registered = await self._send_registration(volumes, clean_by=clean_by)
         except Forbidden:
             # The server has lost what it knew of this node: it learns it anew.
             await self._joining.join()
-            registered = await self._client.register_node(self._node, clean_by=clean_by, is_empty=is_empty)
+            registered = await self._send_registration(volumes, clean_by=clean_by)
+        if self._steps.note_run(registered.epoch):
+            # Only now, with what an earlier run of the server listed dropped, no other call than these begins here.
+            registered = await self._send_registration(volumes, clean_by=clean_by)
         self._link.note_registered()
         self._known.set()
+        self._steps.gate.renew(sent_s, registered.lease_s)
         await self._fence.renewed(sent_s, registered)
         volumes.note_taken(registered.node_revision)
         return registered.lease_s
+
+    async def _send_registration(self, volumes: Volumes, *, clean_by: int) -> NodeRegistered:
+        return await self._client.register_node(
+            self._node,
+            clean_by=clean_by,
+            is_empty=not volumes.has_begun(self._node.boot_id),
+            epoch=self._steps.epoch,
+            calling=self._steps.list_calling(),
+        )
 
     async def _keep_lease(self, lease_s: float, volumes: Volumes) -> None:
         failures = 0
@@ -262,6 +276,8 @@ class _Agent:
         except Conflict as e:
             log.warning("node.was_lost", node=self._node.id, error=e.message)
             self._link.note_fault(e)
+            self._steps.gate.close()
+            self._steps.drop()
             volumes.note_lost()
         clean_by = await self._clean(volumes)
         if not clean_by:
@@ -294,21 +310,15 @@ class _Agent:
             volumes.assign(answer)
 
     async def _follow_steps(self, group: TaskGroup) -> None:
-        node_id, wait_s = self._node.id, self._settings.wait_s
-        news = StandingNews(whole_s=self._settings.whole_list_s)
         workers = StepWorkers(
             group,
             self._plugins.drivers,
             self.reporter,
             clock=self._around.clock,
             budgets=self._plugins.controller_budgets,
+            gate=self._steps.gate,
         )
-
-        async def fetch(index: int) -> StepAssignments:
-            return news.note(await self._client.wait_steps(node_id, index, wait_s, news.find_epoch()))
-
-        async for answer in follow(fetch, random=self._around.random, on_fault=self._fault, on_answer=self._answer):
-            workers.take(answer)
+        await self._steps.run(workers, random=self._around.random)
 
     def _fault(self, fault: MoorageError) -> None:
         self._link.note_fault(fault)

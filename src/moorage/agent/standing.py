@@ -27,6 +27,10 @@ class StandingNews:
         """What the next query says: the epoch of the list that is here, or 0 to get it whole."""
         return self._epoch if anyio.current_time() - self._read_s < self._whole_s else 0
 
+    def forget(self) -> None:
+        """The list is not here any more: the next query gets it whole."""
+        self._epoch = 0
+
     def note(self, page: Page) -> Page:
         """The answer, which is taken before the next query."""
         self._epoch = page.epoch

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
 from moorage.agent.budget import Budget
-from moorage.agent.calls import call_in_turn
+from moorage.agent.calls import call_driver, take_turn
 from moorage.agent.ports import Clock, Driver
 from moorage.agent.reporter import Reporter
 from moorage.model.assignment import StepAssignment, StepAssignments, StepReport
 from moorage.model.ids import PluginId, Revision
-from moorage.model.steps import Failed
+from moorage.model.steps import Failed, Outcome, direction_of
 from moorage.rules.operations import is_question
 
 log = structlog.get_logger()
@@ -28,6 +30,19 @@ log = structlog.get_logger()
 QUEUE_MAX = 10_000
 # A page that was made before our report arrived may still list the step; later than this it is meant anew.
 ECHO_S = 30.0
+
+
+class Gate(Protocol):
+    """Whether a step may begin (``steps.StepGate``)."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one may begin now."""
+        ...
+
+    async def wait_open(self) -> None:
+        """Until one may begin."""
+        ...
 
 
 class StepWorkers:
@@ -41,16 +56,20 @@ class StepWorkers:
         *,
         clock: Clock,
         budgets: Mapping[PluginId, Budget],
+        gate: Gate,
     ) -> None:
         self._group = group
         self._drivers = drivers
         self._reporter = reporter
         self._clock = clock
         self._budgets = budgets
+        self._gate = gate
         self._queues: dict[str, deque[StepAssignment]] = {}
         self._in_hand: dict[str, Revision] = {}
         self._reported: OrderedDict[str, tuple[Revision, float]] = OrderedDict()
         self._listed: dict[str, StepAssignment] = {}
+        # Serial keys with a call that goes on.
+        self._calling: set[str] = set()
         # Listed, and there was no room for them yet.
         self._left: OrderedDict[str, None] = OrderedDict()
 
@@ -67,6 +86,15 @@ class StepWorkers:
         self._begin_left()
         if self._left:
             log.warning("steps.too_many", listed=len(self._listed), in_hand=len(self._in_hand))
+
+    def drop_listed(self) -> None:
+        """Begin nothing of what was listed so far; calls that go on do so."""
+        self._listed = {}
+        self._left.clear()
+
+    def list_calling(self) -> tuple[str, ...]:
+        """The serial keys that have a call now."""
+        return tuple(sorted(serial for serial in self._calling if serial))
 
     def _begin_left(self) -> None:
         while self._left and len(self._in_hand) < QUEUE_MAX:
@@ -104,26 +132,48 @@ class StepWorkers:
         """One serial key's steps; leaves when there is none."""
         queue = self._queues[serial]
         while queue:
-            assignment = queue.popleft()
-            listed = self._listed.get(assignment.key)
-            if listed is not None and listed.revision == assignment.revision:
-                await self._carry_out(assignment)
-            elif self._in_hand.get(assignment.key) == assignment.revision:
-                del self._in_hand[assignment.key]  # withdrawn while it waited
-                self._begin_left()
+            await self._carry_out(queue.popleft())
         del self._queues[serial]
+
+    def _is_listed(self, assignment: StepAssignment) -> bool:
+        listed = self._listed.get(assignment.key)
+        return listed is not None and listed.revision == assignment.revision
+
+    async def _call(self, assignment: StepAssignment) -> Outcome | None:
+        """The outcome; None where the step was withdrawn while it waited for its turn, or for the lease."""
+        plugin_id, step, serial = assignment.plugin_id, assignment.step, assignment.serial_key
+        driver = self._drivers.get(plugin_id)
+        budget = self._budgets.get(plugin_id) if driver is not None else None
+
+        def may_begin() -> bool:
+            if not self._gate.is_open or not self._is_listed(assignment):
+                return False
+            self._calling.add(serial)
+            return True
+
+        call = partial(call_driver, driver, step, timeout_s=assignment.timeout_s, clock=self._clock)
+        while self._is_listed(assignment):
+            if not self._gate.is_open:
+                await self._gate.wait_open()
+            try:
+                outcome = await take_turn(
+                    budget, call, direction=direction_of(step), subject=serial, may_begin=may_begin
+                )
+            finally:
+                self._calling.discard(serial)
+            if outcome is not None:
+                return outcome
+        return None
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
         plugin_id = assignment.plugin_id
         began_s = anyio.current_time()
-        outcome = await call_in_turn(
-            self._budgets.get(plugin_id),
-            self._drivers.get(plugin_id),
-            assignment.step,
-            subject=assignment.serial_key,
-            timeout_s=assignment.timeout_s,
-            clock=self._clock,
-        )
+        outcome = await self._call(assignment)
+        if outcome is None:
+            if self._in_hand.get(assignment.key) == assignment.revision:
+                del self._in_hand[assignment.key]
+                self._begin_left()
+            return
         took_s = anyio.current_time() - began_s
         report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=took_s)
         await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))

@@ -217,7 +217,9 @@ async def register_node(service: Service, request: Request, node_id: str) -> Ans
     check_own(service, request, node_id, name=sent.node.name)
     if sent.node.id != node_id:
         raise BadRequest(f"node.id {sent.node.id!r} is not the node of the path, {node_id!r}")
-    registered = await service.nodes.register(sent.node, clean_by=sent.clean_by, is_empty=sent.is_empty)
+    registered = await service.nodes.register(
+        sent.node, clean_by=sent.clean_by, is_empty=sent.is_empty, epoch=sent.epoch, calling=sent.calling
+    )
     return Answer(body=msgspec.json.encode(registered), content_type=JSON)
 
 

@@ -67,7 +67,9 @@ class AgentPages(Protocol):
         """Make this agent's secret the node's."""
         ...
 
-    async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
+    async def register_node(
+        self, node: Node, *, clean_by: int = 0, is_empty: bool = False, epoch: int = 0, calling: tuple[str, ...] = ()
+    ) -> NodeRegistered:
         """Make the node known, or renew its lease."""
         ...
 
@@ -100,9 +102,11 @@ class Client:
         body = _encode(NodeJoin(name=name, join_token=join_token))
         return _decode(await self._call("PUT", _page(node_id, "join"), body=body), NodeJoined)
 
-    async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
+    async def register_node(
+        self, node: Node, *, clean_by: int = 0, is_empty: bool = False, epoch: int = 0, calling: tuple[str, ...] = ()
+    ) -> NodeRegistered:
         """Make the node known, or renew its lease. Raises Conflict when the server had lost the node: clean first."""
-        body = _encode(NodeRegistration(node=node, clean_by=clean_by, is_empty=is_empty))
+        body = _encode(NodeRegistration(node=node, clean_by=clean_by, is_empty=is_empty, epoch=epoch, calling=calling))
         # Short: a heartbeat that hangs in a dead connection must not outlast the lease that it renews.
         timeout_s = min(self._call_timeout_s, REGISTER_TIMEOUT_S)
         answer = await self._call("PUT", _page(node.id, "register"), body=body, timeout_s=timeout_s)

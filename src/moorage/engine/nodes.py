@@ -60,12 +60,20 @@ class Nodes:
         self._plugin_reports = PluginReports(repo, clock)
         self.driver_calls = DriverCalls()
 
-    async def register(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
+    async def register(
+        self,
+        node: Node,
+        *,
+        clean_by: int = 0,
+        is_empty: bool = False,
+        epoch: int | None = None,
+        calling: Iterable[str] = (),
+    ) -> NodeRegistered:
         """Put the node on record and renew its lease; written only when something about it is new.
 
         One that was lost is taken back only clean by the newest list of its claims (see ``NodeRegistration``): raises
         Conflict, and the agent unmounts first what was taken from it. One that has booted since and holds nothing is
-        evidence itself.
+        evidence itself. ``calling`` is heard from a node that has heard of this run of the server.
         """
 
         async def decide() -> int:
@@ -85,8 +93,13 @@ class Nodes:
 
         revision = await decide_again(decide, _restless(node.id), tries_max=TRIES_MAX_CROWDED)
         self._leases.renew(node.id)
+        if epoch is None or epoch == self._reconciler.epoch:
+            self._reconciler.hear(node.id, calling)
         return NodeRegistered(
-            lease_s=self._leases.lease_s, grace_s=self._settings.fencing.grace_s, node_revision=revision
+            lease_s=self._leases.lease_s,
+            grace_s=self._settings.fencing.grace_s,
+            node_revision=revision,
+            epoch=self._reconciler.epoch,
         )
 
     async def set_wanted(self, node_id: str, wanted: NodeWanted) -> int:

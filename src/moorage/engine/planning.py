@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import msgspec
 
+from moorage.engine.callers import Callers
 from moorage.engine.plugin_facts import PluginFacts
 from moorage.engine.ports import EngineSettings
 from moorage.model.assignment import StepAssignment
@@ -25,13 +25,10 @@ from moorage.model.volume import Progress, Volume
 from moorage.rules import allocations as allocation_rules
 from moorage.rules import claims as claim_rules
 from moorage.rules import volumes as volume_rules
-from moorage.rules.plugins import choose_controller
 from moorage.state import keys
 from moorage.state.view import Record, View
 
 _SECOND = 1_000_000_000
-# Volumes whose last controller is remembered.
-CONTROLLERS_MAX = 10_000
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +93,7 @@ class Planner:
         self.read_operations: set[str] = set()
         # Operations that are on no record: calls that change nothing (see ``engine.questions``).
         self.questions: dict[str, Record[Operation]] = {}
-        # The controller that had the last call of a serial key, the newest last.
-        self.controllers: OrderedDict[str, NodeId] = OrderedDict()
+        self.callers = Callers()
 
     def plan(self, key: str, *, now_ns: int) -> Plan:
         """The plan for the record under a store key; FINISHED when there is none."""
@@ -221,14 +217,9 @@ class Planner:
     ) -> Plan:
         if progress.next_try_at_ns > now_ns:
             return Plan(due_at_ns=progress.next_try_at_ns, is_finished=False)
-        healthy = self._facts.find(plugin_id).controllers
-        node_id = choose_controller(healthy, serial, busy=self.controllers.pop(serial, None))
+        node_id = self.callers.choose(self._facts.find(plugin_id), serial)
         if node_id is None:
             return UNFINISHED
-        if serial:
-            self.controllers[serial] = node_id
-            if len(self.controllers) > CONTROLLERS_MAX:
-                self.controllers.popitem(last=False)
         assignment = StepAssignment(
             key=key,
             revision=type(self._view.revision)(revision),
@@ -245,6 +236,19 @@ class Planner:
         if isinstance(step, (ListVolumes, ListSnapshots, GetCapacity)):
             return self._settings.list_call_s
         return self._settings.controller_call_s
+
+    # -- who calls ---------------------------------------------------------------------------------------------------
+
+    def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
+        """A node tells what it is calling; whether steps that had to wait for that may be handed out now."""
+        if not self.callers.hear(node_id, calling):
+            return False
+        served = (r.value.id for r in self._view.plugins if node_id in r.value.instances)
+        return any(self.callers.is_known(self._facts.find(plugin_id)) for plugin_id in served)
+
+    def find_silent(self, plugin_id: PluginId) -> list[NodeId]:
+        """Nodes that have not told this run of the server what they are calling, while the plugin's calls wait."""
+        return self.callers.find_silent(self._facts.find(plugin_id))
 
     # -- what depends on what ----------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from moorage.state.view import View
 
 
 class Facts:
-    """One plugin's record, measured. ``controllers``: nodes that can make its calls, in the order of choice."""
+    """One plugin's record, measured. ``controllers``: nodes that can make its calls, in the order of choice;
+    ``is_heard``: all of them have told what they are calling (see ``engine.callers``)."""
 
-    __slots__ = ("controllers", "health", "info", "plugin")
+    __slots__ = ("controllers", "health", "info", "is_heard", "plugin")
 
     def __init__(self, plugin: Plugin | None) -> None:
         self.plugin = plugin
@@ -22,6 +23,7 @@ class Facts:
         self.info: ControllerInfo | None = find_controller_info(plugin)
         # A dict, so that asking for one of many is as cheap as taking the first.
         self.controllers: dict[NodeId, None] = dict.fromkeys(list_controllers(plugin))
+        self.is_heard = False
 
 
 class PluginFacts:

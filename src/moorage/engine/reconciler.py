@@ -115,8 +115,7 @@ class Reconciler:
         record = change.after if change.after is not None else change.before
         if table == keys.PLUGINS:
             assert isinstance(record, Plugin)
-            for unfinished in list(self._unfinished):
-                self._decide(unfinished)
+            self._decide_unfinished()
             return
         if table == keys.NODES:
             assert isinstance(record, Node)
@@ -130,6 +129,11 @@ class Reconciler:
             self._decide(other)
         for claim in self.planner.find_shown_claims(record):
             self._note(claims_topic(claim.node_id), claim.id)
+
+    def hear(self, node_id: NodeId, calling: Iterable[str]) -> None:
+        """A node tells of which serial keys it is at a call, having dropped what an earlier run handed to it."""
+        if self.planner.hear(node_id, calling):
+            self._decide_unfinished()
 
     def forget_operation(self, key: str) -> None:
         """The operation's answer has been read, or nobody waits for it any more: its record goes."""
@@ -160,6 +164,10 @@ class Reconciler:
         return planned is not None and planned.node_id != node_id
 
     # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def _decide_unfinished(self) -> None:
+        for unfinished in list(self._unfinished):
+            self._decide(unfinished)
 
     def _decide(self, key: str) -> None:
         plan = self.planner.plan(key, now_ns=self._clock.now_ns())

@@ -11,11 +11,11 @@ from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler
 from moorage.model.assignment import StepAssignment
 from moorage.model.claim import Claim, Mounted
-from moorage.model.ids import ALL_NAMESPACES
+from moorage.model.ids import ALL_NAMESPACES, PluginId
 from moorage.model.volume import Volume
 from moorage.rules.explanations import get_method
 from moorage.rules.volumes import is_expanding
-from moorage.rules.why import Ahead, Explanation, Queue
+from moorage.rules.why import Ahead, Explanation, Queue, name_node
 from moorage.rules.why_claims import ClaimCase
 from moorage.rules.why_hosts import NodeCase, PluginCase, explain_node, explain_plugin
 from moorage.rules.why_uses import AllocationCase, explain_allocation
@@ -138,6 +138,7 @@ class Why:
             plugin=plugin.value if plugin else None,
             claims=self._claim_cases(r.value for r in records if is_seen is None or is_seen(r.value.namespace)),
             queue=self._find_queue(keys.volume_key(*volume.key), volume.progress.next_try_at_ns),
+            silent=self._name_silent(volume.plugin_id),
             others=_name_others(volume, [r.value for r in same]),
         )
 
@@ -158,6 +159,7 @@ class Why:
             node=node.value if node else None,
             plugin=plugin.value if plugin else None,
             queue=self._find_queue(keys.claim_key(claim.id), claim.progress.next_try_at_ns),
+            silent=self._name_silent(claim.plugin_id),
             fencing=self._settings.fencing,
             lost_s=self._leases.lost_s(claim.node_id) if is_down else 0.0,
             hook=self._leases.hooks.find(claim.node_id),
@@ -184,6 +186,10 @@ class Why:
             ahead=tuple(Ahead(method=get_method(s.step), subject=self._name_subject(s)) for s in ahead),
             since_ns=self._find_since(key, planned, tried_at_ns),
         )
+
+    def _name_silent(self, plugin_id: PluginId) -> tuple[str, ...]:
+        found = ((n, self._reads.find_node(n)) for n in self._reconciler.planner.find_silent(plugin_id))
+        return tuple(name_node(record.value if record else None, node_id) for node_id, record in found)
 
     def _name_subject(self, step: StepAssignment) -> str:
         table = self._repo.view.tables_by_prefix.get(keys.table_of(step.key))

@@ -38,11 +38,15 @@ class NodeRegistration(msgspec.Struct, frozen=True, kw_only=True):
     ``clean_by``: nothing is mounted here for a claim that is not this node's own by the list of claims that named this
     ``node_revision``; 0: not looked. A node that the server had lost is taken back only clean by the newest list.
     ``is_empty``: this agent has begun no mount since the host booted.
+    ``epoch``: the run of the server whose steps this agent begins; it has dropped those of an earlier one. 0: of none
+    yet; None: the agent tells nothing of that. ``calling``: the serial keys that it is at a controller call of.
     """
 
     node: Node
     clean_by: int = 0
     is_empty: bool = False
+    epoch: int | None = None
+    calling: tuple[str, ...] = ()
 
 
 class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,12 +54,14 @@ class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
     to let go of everything; both in seconds.
 
     ``node_revision``: the modify revision of the node's record now. A node just taken (back) mounts by lists of
-    claims from then on only: claims may have been freed in the same step.
+    claims from then on only: claims may have been freed in the same step. ``epoch``: this run of the server, as in
+    ``StepAssignments``; an agent that has begun steps of another drops them and registers again.
     """
 
     lease_s: float
     grace_s: float = 30.0
     node_revision: int = 0
+    epoch: int = 0
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):

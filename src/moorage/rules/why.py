@@ -202,12 +202,14 @@ def is_attaching(plugin: Plugin | None) -> bool | None:
 
 
 class ControllerCase(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that a plugin's controller has to make: with what stands around it."""
+    """A step that a plugin's controller has to make: with what stands around it. ``silent``: names of nodes that have
+    not told this run of the server what they are calling, so that nobody is given a call yet."""
 
     plugin_id: str
     plugin: Plugin | None
     progress: Progress
     queue: Queue | None = None
+    silent: tuple[str, ...] = ()
     secrets: tuple[Secrets, ...] = ()
 
 
@@ -220,7 +222,9 @@ def find_controller_blocks(case: ControllerCase, *, now_ns: int) -> Findings:
     queue = case.queue
     if queue is not None:
         return found + Findings(blocks=_describe_queue(queue), commands=(_plugin_status(case.plugin_id),))
-    if not found.next_try_ns:
+    if case.silent:
+        found = found + _describe_silent(case)
+    elif not found.next_try_ns:
         text = f'the step is about to be handed to a controller of plugin "{case.plugin_id}"'
         found = found + Findings(blocks=(text,), commands=(_plugin_status(case.plugin_id),))
     return found
@@ -243,6 +247,15 @@ def _describe_queue(queue: Queue) -> tuple[str, ...]:
     waits = f", after {queue.ahead[0].method} of {queue.ahead[0].subject}" if queue.ahead else ""
     more = f" and {len(queue.ahead) - 1} more steps of the same disk" if len(queue.ahead) > 1 else ""
     return (text + waits + more,)
+
+
+def _describe_silent(case: ControllerCase) -> Findings:
+    where = ", ".join(case.silent[:3]) + (f" and {len(case.silent) - 3} more" if len(case.silent) > 3 else "")
+    text = (
+        f'the server was started anew, and several controllers of plugin "{case.plugin_id}" may be at a call: it waits '
+        f"until {where} has told its calls, or is lost"
+    )
+    return Findings(blocks=(text,), commands=(command("shows which nodes are silent", "node", "status"),))
 
 
 def _plugin_status(plugin_id: str) -> Command:

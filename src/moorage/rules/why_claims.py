@@ -38,7 +38,7 @@ class ClaimCase(msgspec.Struct, frozen=True, kw_only=True):
     """A claim with its surroundings.
 
     ``queue``: where its controller step stands, if it was handed out. ``lost_s``: for how long its node is lost by a
-    clock that nobody sets. ``volume`` None: deregistered by force.
+    clock that nobody sets. ``volume`` None: deregistered by force. ``silent``: as in ControllerCase.
     """
 
     claim: Claim
@@ -47,6 +47,7 @@ class ClaimCase(msgspec.Struct, frozen=True, kw_only=True):
     node: Node | None = None
     plugin: Plugin | None = None
     queue: Queue | None = None
+    silent: tuple[str, ...] = ()
     fencing: FencingSettings = FencingSettings()
     lost_s: float = 0.0
     hook: HookTries | None = None
@@ -157,6 +158,7 @@ def _tell_controller(case: ClaimCase, state: str, doing: str, *, now_ns: int) ->
             plugin=case.plugin,
             progress=claim.progress,
             queue=case.queue,
+            silent=case.silent,
             secrets=case.secrets,
         ),
         now_ns=now_ns,

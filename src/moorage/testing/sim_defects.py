@@ -8,25 +8,30 @@ renewed_unclean       an agent that comes back calls itself clean without having
 clean_by_stale_list   an agent that comes back is believed to be clean by a newer list than it has read (was a real one)
 mounted_untaken       an agent mounts before the server has taken its node, and says that it holds nothing (was real)
 controller_changed    a volume's calls go to whichever controller is first now (was a real one)
+controllers_unheard   a new server gives out calls before it has heard who is at one (was a real one)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from moorage.engine.callers import Callers
 from moorage.engine.outcomes import Outcomes
 from moorage.engine.planning import Plan as Planning
 from moorage.engine.planning import Planner
+from moorage.engine.plugin_facts import Facts
+from moorage.engine.ports import EngineSettings
 from moorage.engine.reconciler import Parts
 from moorage.engine.service import Service
 from moorage.model.assignment import Report
 from moorage.model.claim import Claim, Mounted, NodeDetached
+from moorage.model.ids import NodeId
 from moorage.model.steps import CreateVolume
 from moorage.state.repo import Repo
-from moorage.state.view import Record
+from moorage.state.view import Record, View
 from moorage.testing import sim_world
 from moorage.testing.sim_schedule import NEVER_S, Schedule
 from moorage.testing.sim_server import make_settings
@@ -68,12 +73,30 @@ class ForgetfulPlanner(Planner):
         return replace(plan, planned=replace(plan.planned, assignment=replace(assignment, step=step)))
 
 
+class _Trusting(Callers):
+    def is_known(self, facts: Facts) -> bool:
+        """See ``Callers``."""
+        return True
+
+
+class TrustingPlanner(Planner):
+    """Does not wait for anybody to tell what he is calling, nor believe it."""
+
+    def __init__(self, view: View, settings: EngineSettings) -> None:
+        super().__init__(view, settings)
+        self.callers = _Trusting()
+
+    def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
+        """See ``Planner``."""
+        return False
+
+
 class FicklePlanner(Planner):
     """Forgets which controller had a volume's last call."""
 
     def plan(self, key: str, *, now_ns: int) -> Planning:
         """See ``Planner``."""
-        self.controllers.clear()
+        self.callers.forget()
         return super().plan(key, now_ns=now_ns)
 
 
@@ -105,6 +128,13 @@ def _with_long_partitions(schedule: Schedule) -> Schedule:
     return replace(schedule, users=4, user_pause_s=0.3, is_self_fencing=False, network=network)
 
 
+def _with_restarts(schedule: Schedule) -> Schedule:
+    """Calls that take long, a server that is killed often, drivers that come and go."""
+    schedule = _with_slow_calls(schedule)
+    crashes = replace(schedule.crashes, agent_every_s=NEVER_S, server_every_s=5.0)
+    return replace(schedule, crashes=crashes, driver=replace(schedule.driver, restart_every_s=4.0))
+
+
 def _with_hooks(schedule: Schedule) -> Schedule:
     """Nodes that are lost often, and a fence hook that turns them off and on."""
     schedule = _with_long_partitions(schedule)
@@ -126,6 +156,7 @@ PLANS: dict[str, Plan] = {
     "detach_unasked": _make_with(Parts(planner=HastyPlanner)),
     "fresh_names": _make_with(Parts(planner=ForgetfulPlanner)),
     "controller_changed": _make_with(Parts(planner=FicklePlanner), adjust=_with_slow_calls),
+    "controllers_unheard": _make_with(Parts(planner=TrustingPlanner), adjust=_with_restarts),
     "renewed_unclean": Plan(lie="unclean", adjust=_with_long_partitions),
     "clean_by_stale_list": Plan(lie="stale", adjust=_with_late_returns),
     "mounted_untaken": Plan(lie="untaken", adjust=_with_hooks),

@@ -33,7 +33,6 @@ NODE_STEPS = (
     steps.ExpandNodeVolume,
     steps.GetVolumeStats,
 )
-HEARD_AFTER_S = 15.0
 FINALS = ("INTERNAL", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 
 
@@ -142,15 +141,11 @@ class Calls:
         return call.outcome or failed(step, "DEADLINE_EXCEEDED", "no answer in time", is_final=False)
 
     def _check_overlap(self, earlier: Call, call: Call) -> None:
-        """Two calls for one volume: the earlier one's caller must have given up, or one of the two be out of the
-        server's sight: a node that was lost begins what it was handed out just before, until it hears."""
+        """Two calls for one volume: the earlier one's caller must have given up, or be out of the server's sight."""
         if earlier.is_left:
             return
-        # A new server does not know what its predecessor handed out, and an agent works that off until it hears.
-        is_new_server = self._world.server.started_s > earlier.begun_s - HEARD_AFTER_S
-        since_s = earlier.begun_s - self._world.started_s
-        is_away = any(self._world.validators.was_away(c.host.node_id, since_s) for c in (earlier, call))
-        if earlier.owner == call.owner or not (is_new_server or is_away):
+        is_away = self._world.validators.was_away(earlier.host.node_id, earlier.begun_s - self._world.started_s)
+        if earlier.owner == call.owner or not is_away:
             self._world.history.violate("one_in_flight", f"{call} while {earlier} runs since {earlier.begun_s:.3f}")
 
     async def _carry_out(self, call: Call, timeout_s: float) -> None:

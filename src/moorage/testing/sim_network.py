@@ -86,7 +86,9 @@ class SimClient(Client):
         self._node_revision = 0
         self._has_asked = False
 
-    async def register_node(self, node: Node, *, clean_by: int = 0, is_empty: bool = False) -> NodeRegistered:
+    async def register_node(
+        self, node: Node, *, clean_by: int = 0, is_empty: bool = False, epoch: int = 0, calling: tuple[str, ...] = ()
+    ) -> NodeRegistered:
         """See ``Client``."""
         lie = self._host.lie
         if lie == "untaken" and not self._has_asked:
@@ -98,7 +100,8 @@ class SimClient(Client):
         async def act(service: Service) -> NodeRegistered:
             found = service.reads.find_node(node_id=node.id)
             newest = found.modified if found and lie == "stale" and clean_by else clean_by
-            return await service.nodes.register(node, clean_by=newest, is_empty=is_empty or lie == "untaken")
+            is_new = is_empty or lie == "untaken"
+            return await service.nodes.register(node, clean_by=newest, is_empty=is_new, epoch=epoch, calling=calling)
 
         return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
 

@@ -1,0 +1,170 @@
+"""A controller step begins only while the node's lease runs, and only if the server's run that listed it still does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from moorage.agent.budget import Budget
+from moorage.agent.link import Link
+from moorage.agent.ports import AgentSettings
+from moorage.agent.reporter import Reporter
+from moorage.agent.steps import StepGate, Steps
+from moorage.agent.worker import StepWorkers
+from moorage.client.api import Client
+from moorage.model import steps
+from moorage.model.assignment import Report, StepAssignment, StepAssignments
+from moorage.model.ids import NodeId, PluginId, Revision
+
+pytestmark = pytest.mark.anyio
+NAS = PluginId("nas")
+
+
+class Server(Client):
+    """Answers each query for steps when it is told to, and notes what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.page = StepAssignments(index=9, steps=(), epoch=5)
+        self.news = anyio.Event()
+
+    async def wait_steps(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> StepAssignments:
+        """See ``Client``."""
+        self.asked.append((index, epoch))
+        if index == self.page.index:
+            await self.news.wait()
+        return self.page
+
+    def tell(self, *listed: StepAssignment, epoch: int = 5) -> None:
+        """Answer with a whole list."""
+        self.page = StepAssignments(index=self.page.index + 1, steps=listed, epoch=epoch)
+        self.news.set()
+        self.news = anyio.Event()
+
+    async def report(self, reports: tuple[Report, ...]) -> None:  # type: ignore[override]
+        """See ``Reporter``."""
+        await anyio.lowlevel.checkpoint()
+
+
+class Driver:
+    """Is at its calls until they may end."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = anyio.Event()
+
+    async def run(self, step: steps.Step, *, timeout_s: float) -> steps.Outcome:
+        """See ``Driver``."""
+        assert isinstance(step, steps.DetachVolume)
+        self.begun.append(step.external_id)
+        await self.go.wait()
+        return steps.Done()
+
+
+class Agent:
+    """The parts of an agent that make controller calls; ``now_s`` is its clock."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.server, self.driver = Server(), Driver()
+        gate = StepGate(lambda: self.now_s)
+        settings = AgentSettings(wait_s=60.0)
+        self.link = Link()
+        self.steps = Steps(self.server, NodeId("n"), self.link, gate=gate, settings=settings)
+        self.reporter = Reporter(self.server, settings, random=lambda: 0.0)
+
+
+@asynccontextmanager
+async def running(calls_max: int = 8) -> AsyncIterator[Agent]:
+    agent = Agent()
+    budgets = {NAS: Budget(calls_max, slow_max=0, slow_after_s=60.0)}
+    async with anyio.create_task_group() as group:
+        workers = StepWorkers(
+            group, {NAS: agent.driver}, agent.reporter, clock=lambda: 1, budgets=budgets, gate=agent.steps.gate
+        )  # type: ignore[dict-item]
+        group.start_soon(agent.reporter.run)
+        group.start_soon(lambda: agent.steps.run(workers, random=lambda: 0.0))
+        agent.steps.note_run(5)
+        await anyio.wait_all_tasks_blocked()
+        yield agent
+        group.cancel_scope.cancel()
+
+
+def a_step(name: str, serial: str = "") -> StepAssignment:
+    step = steps.DetachVolume(external_id=name, external_node_id="n")
+    return StepAssignment(
+        key=f"k/{name}", revision=Revision(1), plugin_id=NAS, serial_key=serial or name, step=step, timeout_s=9.0
+    )
+
+
+async def test_a_step_waits_for_the_lease_and_begins_by_a_renewal() -> None:
+    async with running() as agent:
+        agent.steps.gate.renew(90.0, 9.0)
+        agent.server.tell(a_step("a"), a_step("b"))
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == []
+        assert agent.steps.list_calling() == ()
+        # Counted from before it was sent, and to its very end.
+        agent.steps.gate.renew(91.0, 9.0)
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == []
+        agent.steps.gate.renew(91.5, 9.0)
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(agent.driver.begun) == ["a", "b"]
+        assert agent.steps.list_calling() == ("a", "b")
+
+
+async def test_a_step_whose_turn_comes_after_the_lease_does_not_begin() -> None:
+    async with running(calls_max=1) as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        agent.server.tell(a_step("a"), a_step("b"))
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a"]
+        agent.now_s = 110.0
+        agent.driver.go.set()
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a"]
+        assert agent.steps.list_calling() == ()
+        agent.steps.gate.renew(109.0, 9.0)
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a", "b"]
+
+
+async def test_what_was_listed_before_a_loss_does_not_begin_after_it() -> None:
+    async with running() as agent:
+        agent.steps.gate.renew(90.0, 9.0)
+        agent.server.tell(a_step("a"))
+        await anyio.wait_all_tasks_blocked()
+        agent.steps.gate.close()
+        agent.server.page = StepAssignments(index=agent.server.page.index, steps=(a_step("c"),), epoch=5)
+        agent.steps.drop()
+        agent.steps.gate.renew(100.0, 9.0)
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["c"]
+        # All of the list was asked for, whatever its version.
+        assert agent.server.asked[-2:] == [(0, 0), (agent.server.page.index, 5)]
+
+
+async def test_another_run_of_the_server_is_told_what_goes_on_and_nothing_else_begins() -> None:
+    async with running() as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        agent.server.tell(a_step("a"), a_step("b", serial="a"))
+        await anyio.wait_all_tasks_blocked()
+        agent.server.page = StepAssignments(index=agent.server.page.index, steps=(), epoch=6)
+        assert agent.steps.note_run(6)
+        assert not agent.steps.note_run(6)
+        assert agent.steps.list_calling() == ("a",)
+        agent.driver.go.set()
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a"]
+        assert agent.steps.list_calling() == ()
+
+
+async def test_a_list_of_another_run_makes_the_node_register_at_once() -> None:
+    async with running() as agent:
+        agent.server.tell(epoch=6)
+        with anyio.fail_after(5):
+            await agent.link.wait_wake(60.0)
