@@ -195,15 +195,19 @@ def test_what_is_at_a_path(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "directory")
     (tmp_path / "dead").symlink_to(tmp_path / "nothing")
-    found = {
-        n: mounts.look_at(str(tmp_path / n), is_mounted=False, is_dead=n == "dead")
-        for n in ("directory", "link", "dead", "none")
-    }
-    assert found == {"directory": "plain", "link": "link", "dead": "broken", "none": "absent"}
-    assert mounts.look_at(str(tmp_path / "directory"), is_mounted=True) == "mount"
-    assert mounts.look_at(str(tmp_path / "directory"), is_mounted=True, is_dead=True) == "broken"
-    paths = [str(tmp_path / n) for n in ("directory", "link", "dead", "none")]
-    assert mounts.find_standing(MemoryMounter(), paths) == {str(tmp_path / "link"), str(tmp_path / "dead")}
+    paths = {n: str(tmp_path / n) for n in ("directory", "link", "dead", "none")}
+    found = {n: mounts.look_at(path, is_mounted=False) for n, path in paths.items()}
+    assert found == {"directory": "plain", "link": "link", "dead": "link", "none": "absent"}
+    assert mounts.look_at(paths["directory"], is_mounted=True) == "mount"
+    first = mounts.look(
+        MemoryMounter(),
+        staging_path=paths["none"],
+        publish_paths={ClaimId(n): path for n, path in paths.items()},
+        targets={},
+    )
+    assert first.standing == {paths["link"], paths["dead"]}
+    seen = first.complete(MemoryMounter(), {paths["dead"]: "ENOENT"})
+    assert (seen.staging, seen.published) == ("absent", found | {"dead": "broken"})
 
 
 def test_what_is_at_a_target(tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_what_is_at_a_target(tmp_path: Path) -> None:
         staging_path=str(tmp_path / "staging"),
         publish_paths={ClaimId(n): str(published) for n in names},
         targets={ClaimId(n): str(tmp_path / n) for n in names},
-    )
+    ).complete(mounter)
     assert {i: (t.kind, t.is_same) for i, t in seen.targets.items()} == {
         "empty": ("empty_directory", False),
         "full": ("full_directory", False),

@@ -82,6 +82,10 @@ class Advance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Decide = Callable[[Seen], Action]
+Paths = tuple[str, dict[ClaimId, str], dict[ClaimId, str]]
+"""Of a disk: its staging, its publications, and the targets that may be used."""
+Look = tuple[Seen, dict[ClaimId, str]]
+"""What was seen, and which publications do not answer: by what error."""
 Answers = Mapping[str, str]
 """What mounts answered that were slow to do so: by path, empty where it was well."""
 
@@ -100,6 +104,7 @@ class Acts:
         self.doing: Action | None = None
         self.asked: frozenset[str] = frozenset()
         self.ended: list[ClaimId] = []
+        self._seen: tuple[Paths, Look] | None = None
         self._disk = disk
         self._room = room
         self._now_s = now_s
@@ -107,7 +112,8 @@ class Acts:
     def advance(self, done: Action | None, decide: Decide, known: Answers) -> Work[Advance | None]:
         """One trip. ``done``: the action whose driver call, or search for holders, has ended well; ``known``: what
         those of ``asked`` answered. None: another is asking one of those right now."""
-        self.doing = done
+        self.doing, self._seen = done, None
+        broken: dict[ClaimId, str] = {}
         if done is not None:
             try:
                 if not (yield from self._finish(done, known)):
@@ -131,33 +137,34 @@ class Acts:
                 return Advance(action=action, seen=seen, broken=broken, standing=standing)
             self.ended.append(action.claim_id)
             self.doing = None
-        return Advance(seen=None, broken=broken)
+            if not self.uses and self.staging is None:
+                break  # maybe nothing is left to look at
+        return Advance(broken=broken)
 
     # -- look --------------------------------------------------------------------------------------------------------
 
-    def _look(self, known: Answers) -> Work[tuple[Seen, dict[ClaimId, str]] | None]:
-        layout, mounter, uses = self._room.layout, self._room.mounter, self.uses
-        assignments = self.assignments
+    def _look(self, known: Answers) -> Work[Look | None]:
+        """The last look of this trip, where nothing was done at the paths since; else a new one."""
+        paths = self._list_paths()
+        if self._seen is not None and self._seen[0] == paths:
+            return self._seen[1]
+        mounter = self._room.mounter
+        first = mounts.look(mounter, staging_path=paths[0], publish_paths=paths[1], targets=paths[2])
+        dead = yield from self._ask(first.standing, known)
+        if dead is None:
+            return None
+        found = first.complete(mounter, dead), {i: dead[p] for i, p in paths[1].items() if p in dead}
+        self._seen = paths, found
+        return found
+
+    def _list_paths(self) -> Paths:
+        layout, uses, assignments = self._room.layout, self.uses, self.assignments
         staging_path = self.staging.staging_path if self.staging else layout.staging(self._disk)
         publish_paths = {i: _publish_path(a, layout) for i, a in assignments.items()}
         publish_paths |= {i: u.publish_path for i, u in uses.items()}
         targets = {i: a.claim.target for i, a in assignments.items() if _is_usable(a.claim.target, layout)}
         targets |= {i: u.target for i, u in uses.items() if u.target}
-        ours = [staging_path, *publish_paths.values()]
-        mounted = mounter.find_mounted([*ours, *targets.values()])
-        dead = yield from self._ask(mounts.find_standing(mounter, ours, mounted), known)
-        if dead is None:
-            return None
-        seen = mounts.look(
-            mounter, staging_path=staging_path, publish_paths=publish_paths, targets=targets, dead=dead, mounted=mounted
-        )
-        return seen, {i: dead[p] for i, p in publish_paths.items() if p in dead}
-
-    def _look_at(self, path: str, known: Answers) -> Work[PathKind | None]:
-        mounter = self._room.mounter
-        mounted = mounter.find_mounted([path])
-        dead = yield from self._ask(mounts.find_standing(mounter, [path], mounted), known)
-        return None if dead is None else mounts.look_at(path, is_mounted=bool(mounted), is_dead=path in dead)
+        return staging_path, publish_paths, targets
 
     def _ask(self, standing: frozenset[str], known: Answers) -> Work[dict[str, str] | None]:
         """Those that do not answer well, each with the name of its error."""
@@ -181,6 +188,7 @@ class Acts:
             case actions.Begin():
                 self._put(action.use, action.staging)
             case actions.Bind():
+                self._seen = None
                 yield from self._bind(action.claim_id)
             case actions.Forget():
                 self._room.journal.remove(self.uses[action.claim_id])
@@ -198,7 +206,7 @@ class Acts:
             case actions.Unpublish():
                 return self._list_published(action.claim_id, seen)
             case actions.Unstage():
-                return tuple(mounts.find_standing(self._room.mounter, [action.step.staging_path]))
+                return (action.step.staging_path,) if seen.staging in STANDING else ()
             case _:
                 return ()
         return None
@@ -241,10 +249,14 @@ class Acts:
     def _finish(self, action: Action, known: Answers) -> Work[bool]:
         """False where a path is being asked by another."""
         match action:
-            case actions.Stage():
-                return (yield from self._end_stage(action, known))
-            case actions.Publish():
-                return (yield from self._end_publish(action, known))
+            case actions.Stage() | actions.Publish():
+                found = yield from self._look(known)
+                if found is None:
+                    return False
+                if isinstance(action, actions.Stage):
+                    self._end_stage(action, found[0].staging)
+                else:
+                    self._end_publish(action, found[0].published[action.claim_id])
             case actions.Grow():
                 self._put_soon(replace(self.uses[action.claim_id], grown_bytes=action.step.required_bytes))
                 self._tell("volume.grown", action.claim_id)
@@ -262,26 +274,17 @@ class Acts:
                 pass
         return True
 
-    def _end_stage(self, action: actions.Stage, known: Answers) -> Work[bool]:
-        path = action.step.staging_path
-        seen_as = yield from self._look_at(path, known)
-        if seen_as is None:
-            return False
+    def _end_stage(self, action: actions.Stage, seen_as: PathKind) -> None:
         assert self.staging is not None, "its first half put it there"
         self._put_soon(replace(self.staging, phase="done", seen_as=seen_as))
         self._tell("volume.staged", action.claim_id)
-        return True
 
-    def _end_publish(self, action: actions.Publish, known: Answers) -> Work[bool]:
-        path = action.step.target_path
-        seen_as = yield from self._look_at(path, known)
-        if seen_as is None:
-            return False
+    def _end_publish(self, action: actions.Publish, seen_as: PathKind) -> None:
         if seen_as == "absent":
+            path = action.step.target_path
             raise FileNotFoundError(errno.ENOENT, "the driver says that it is published, yet nothing is there", path)
         self._put_soon(replace(self.uses[action.claim_id], phase="done", seen_as=seen_as))
         self._tell("volume.published", action.claim_id, seen_as=seen_as)
-        return True
 
     def _end_unpublish(self, action: actions.Unpublish) -> Work[None]:
         path = action.step.target_path

@@ -36,7 +36,8 @@ class Ticket:
         self.no_answer = False
         self.since_s = 0.0
         self.shelf: _Shelf | None = None
-        self.changed = anyio.Event()
+        # Made when it has to wait.
+        self.changed: anyio.Event | None = None
 
 
 class _Shelf:
@@ -94,15 +95,28 @@ class Budget:
     async def slot(self, direction: Direction, subject: str) -> AsyncIterator[Ticket]:
         """A slot for the block's one call; ``subject`` names the volume."""
         ticket = Ticket(direction, subject)
-        await self._acquire(ticket)
+        if not self._take(ticket):
+            await self._acquire(ticket)
         try:
             yield ticket
         finally:
             self._release(ticket)
 
+    def _take(self, ticket: Ticket) -> bool:
+        """Take a slot at once, where nobody has to wait for one."""
+        shelf = self._usual
+        if self._waiting or shelf.free <= 0 or ticket.subject in self._hanging:
+            return False
+        shelf.free -= 1
+        ticket.shelf = shelf
+        ticket.since_s = anyio.current_time()
+        self._running[ticket] = None
+        return True
+
     async def _acquire(self, ticket: Ticket) -> None:
         shelf = self._slow if self._has_slow and ticket.subject in self._hanging else self._usual
         shelf.wait(ticket)
+        changed = ticket.changed = anyio.Event()
         self._waiting[ticket] = None
         try:
             self._hand_out()
@@ -110,8 +124,8 @@ class Budget:
             while ticket.shelf is None:
                 is_watching = next(iter(self._waiting)) is ticket
                 with anyio.move_on_after(self._until_slow_s() if is_watching else inf):
-                    await ticket.changed.wait()
-                ticket.changed = anyio.Event()
+                    await changed.wait()
+                changed = ticket.changed = anyio.Event()
                 if ticket.shelf is None:
                     self._hand_out()
         except BaseException:
@@ -125,13 +139,15 @@ class Budget:
         del self._running[ticket]
         assert ticket.shelf is not None
         ticket.shelf.free += 1
-        self._hanging.pop(ticket.subject, None)
+        if self._hanging:
+            self._hanging.pop(ticket.subject, None)
         if ticket.no_answer and ticket.subject:
             self._hanging[ticket.subject] = None
             if len(self._hanging) > HANGING_MAX:
                 del self._hanging[next(iter(self._hanging))]
-        self._hand_out()
-        self._wake_watcher()
+        if self._waiting:
+            self._hand_out()
+            self._wake_watcher()
 
     def _hand_out(self) -> None:
         """Give what is free to whose turn it is; what became slow gives its usual slot back first, if anybody waits."""
@@ -148,7 +164,8 @@ class Budget:
             ticket.since_s = anyio.current_time()
             self._running[ticket] = None
             self._stop_waiting(ticket)
-            ticket.changed.set()
+            if ticket.changed is not None:
+                ticket.changed.set()
 
     def _shelve_slow(self) -> None:
         now_s = anyio.current_time()
@@ -176,4 +193,6 @@ class Budget:
     def _wake_watcher(self) -> None:
         """Something has changed that may bring forward, or put off, the moment that the first waiter watches for."""
         if self._waiting:
-            next(iter(self._waiting)).changed.set()
+            changed = next(iter(self._waiting)).changed
+            assert changed is not None, "whoever waits has one"
+            changed.set()

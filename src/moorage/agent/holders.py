@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -32,7 +32,12 @@ from moorage.rules.holders import Holder, How, MountLine, is_at_or_below
 log = structlog.get_logger()
 PROC = Path("/proc")
 INIT = 1
-_LINKS: tuple[tuple[str, How], ...] = (("cwd", "directory"), ("root", "root"), ("exe", "program"))
+# The longest pause between two looks.
+PAUSE_MAX_S = 0.05
+_LINKS: tuple[tuple[str, How], ...] = (("cwd", "directory"), ("root", "root"))
+_PIECE_BYTES = 1 << 16
+# So many roots are looked for in a text before it is taken apart.
+_MARKS_MAX = 16
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -70,20 +75,33 @@ class _Origins(msgspec.Struct, kw_only=True):
 # -- the areas -------------------------------------------------------------------------------------------------------
 
 
-def _look_here(question: Question, table: Sequence[MountLine]) -> tuple[_Area, _Origins, list[Holder]]:
+class _Table:
+    """Our own namespace's mounts, by their IDs and by where they are, and those below some places."""
+
+    def __init__(self, table: Sequence[MountLine], places: Container[str]) -> None:
+        self.by_id = {line.mount_id: line for line in table}
+        self.at: dict[str, list[MountLine]] = {}
+        self.below: dict[str, list[MountLine]] = {}
+        for line in table:
+            self.at.setdefault(line.point, []).append(line)
+            for above in _list_upwards(line.point):
+                if above in places and above != line.point:
+                    self.below.setdefault(above, []).append(line)
+
+
+def _look_here(question: Question, places: Mapping[str, str], table: _Table) -> tuple[_Area, _Origins, list[Holder]]:
     area, origins, nested = _Area(), _Origins(), list[Holder]()
-    by_id = {line.mount_id: line for line in table}
     for path in question.paths:
-        place = resolve(path)
-        at = [line for line in table if line.point == place]
+        place = places[path]
+        at = table.at.get(place, ())
         for line in at:
             origins.shown.add((line.device, line.root))
             origins.peers |= line.peers
-            parent = by_id.get(line.parent_id)
+            parent = table.by_id.get(line.parent_id)
             if parent is not None:
                 origins.parents.add((parent.device, parent.root))
         if at:
-            below = [line for line in table if line.point != place and is_at_or_below(line.point, place)]
+            below = table.below.get(place, [])
             area.ids |= {line.mount_id for line in [*at, *below]}
             area.places.append(place)
             origins.points.add(place)
@@ -114,21 +132,34 @@ def _look_there(question: Question, origins: _Origins, table: Sequence[MountLine
 # -- the look at one process -----------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> str:
+def _read_bytes(path: str) -> bytes:
     try:
-        return path.read_bytes().decode(errors="surrogateescape")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return b""
+    try:
+        found = []
+        while piece := os.read(descriptor, _PIECE_BYTES):
+            found.append(piece)
+        return b"".join(found)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
-def _read_link(path: Path) -> str:
+def _read(path: str) -> str:
+    return _read_bytes(path).decode(errors="surrogateescape")
+
+
+def _read_link(path: str) -> str:
     try:
         return os.readlink(path)
     except OSError:
         return ""
 
 
-def _list(path: Path) -> list[str]:
+def _list(path: str) -> list[str]:
     try:
         return os.listdir(path)
     except OSError:
@@ -137,23 +168,31 @@ def _list(path: Path) -> list[str]:
 
 # What of a process may be on a mount: how it uses it, the path, and of an open file its number.
 _Use = tuple[How, str, str]
-_Look = Callable[[Path], Iterator[_Use]]
+_Look = Callable[[str, "_Index"], Iterator[_Use]]
 
 
-def _list_held(process: Path) -> Iterator[_Use]:
+def _list_held(process: str, index: _Index) -> Iterator[_Use]:
+    program = _read_link(f"{process}/exe")
+    if not program:
+        return  # the kernel's own, one that has ended, or one that we may not look into: there is nothing to be seen
+    if program.startswith("/"):
+        yield "program", program, ""
     for name, how in _LINKS:
-        link = _read_link(process / name)
+        link = _read_link(f"{process}/{name}")
         if link.startswith("/"):
             yield how, link, ""
-    for number in _list(process / "fd"):
-        link = _read_link(process / "fd" / number)
+    for number in _list(f"{process}/fd"):
+        link = _read_link(f"{process}/fd/{number}")
         if link.startswith("/"):
             yield "open", link, number
 
 
-def _list_mapped(process: Path) -> Iterator[_Use]:
-    for path in rules.parse_mapped(_read(process / "maps")):
-        yield "mapped", path, ""
+def _list_mapped(process: str, index: _Index) -> Iterator[_Use]:
+    text = _read_bytes(f"{process}/maps")
+    # Reading the text is cheap beside taking it apart, which takes a path of ours in it.
+    if any(mark in text for mark in index.marks):
+        for path in rules.parse_mapped(text.decode(errors="surrogateescape")):
+            yield "mapped", path, ""
 
 
 class _Index:
@@ -166,15 +205,16 @@ class _Index:
             for root in (*area.places, *area.trees):
                 self._by_root.setdefault(root, []).append(position)
         self.is_empty = all(area.is_empty for area in areas)
+        self.marks = _list_marks(self._by_root)
 
-    def find(self, process: Path, use: _Use) -> Iterator[int]:
+    def find(self, process: str, use: _Use) -> Iterator[int]:
         """The areas that a process uses so. A file is told by its mount, and anything else by its path; that everything
         is below ``/`` says something of files alone."""
         how, path, number = use
         roots = [root for root in _list_upwards(path) if root in self._by_root and (how == "open" or root != "/")]
         if not roots:
             return
-        mount_id = rules.parse_mount_id(_read(process / "fdinfo" / number)) if how == "open" else None
+        mount_id = rules.parse_mount_id(_read(f"{process}/fdinfo/{number}")) if how == "open" else None
         for position in dict.fromkeys(position for root in roots for position in self._by_root[root]):
             area = self.areas[position]
             if area.is_empty:
@@ -193,14 +233,21 @@ def _list_upwards(path: str) -> Iterator[str]:
         yield "/"
 
 
-def _name(process: Path, how: How, path: str) -> Holder:
+def _list_marks(roots: Collection[str]) -> list[bytes]:
+    """One of these is in every text of maps that has a path at or below one of the roots. The kernel writes a newline
+    in a path in another way, and other namespaces have few roots."""
+    marks = [os.fsencode(root) for root in roots]
+    return [b""] if len(marks) > _MARKS_MAX or any(b"\n" in mark for mark in marks) else marks
+
+
+def _name(process: str, how: How, path: str) -> Holder:
     return Holder(
         how=how,
         path=path,
-        pid=int(process.name),
-        command=_read(process / "comm").strip(),
-        unit=rules.parse_unit(_read(process / "cgroup")),
-        started=rules.parse_started(_read(process / "stat")),
+        pid=int(process.rpartition("/")[2]),
+        command=_read(f"{process}/comm").strip(),
+        unit=rules.parse_unit(_read(f"{process}/cgroup")),
+        started=rules.parse_started(_read(f"{process}/stat")),
     )
 
 
@@ -212,10 +259,11 @@ class _Scan:
 
     def __init__(self, questions: Sequence[Question], proc: Path) -> None:
         self._questions = questions
-        self._proc = proc
-        own = _read_link(proc / "self" / "ns" / "mnt")
-        table = rules.parse_mount_table(_read(proc / "self" / "mountinfo"))
-        here = [_look_here(question, table) for question in questions]
+        self._proc = str(proc)
+        own = _read_link(f"{proc}/self/ns/mnt")
+        places = {path: resolve(path) for question in questions for path in question.paths}
+        table = _Table(rules.parse_mount_table(_read(f"{proc}/self/mountinfo")), frozenset(places.values()))
+        here = [_look_here(question, places, table) for question in questions]
         self._origins = [origins for _, origins, _ in here]
         self._areas: dict[str, _Index] = {own: _Index([area for area, _, _ in here])}
         self._own = own
@@ -229,15 +277,15 @@ class _Scan:
         for name in _list(self._proc):
             if not name.isdigit() or name == own_pid:
                 continue
-            process = self._proc / name
-            namespace = _read_link(process / "ns" / "mnt") or self._own
+            process = f"{self._proc}/{name}"
+            namespace = _read_link(f"{process}/ns/mnt") or self._own
             index = self._areas.get(namespace)
             if index is None:
-                table = rules.parse_mount_table(_read(process / "mountinfo"))
+                table = rules.parse_mount_table(_read(f"{process}/mountinfo"))
                 pairs = zip(self._questions, self._origins, strict=True)
                 index = self._areas[namespace] = _Index([_look_there(q, o, table) for q, o in pairs])
             if not index.is_empty:
-                for use in look(process):
+                for use in look(process, index):
                     for position in index.find(process, use):
                         self.found[position].append(_name(process, use[0], use[1]))
             if is_first and namespace not in told:
@@ -257,6 +305,7 @@ class HolderSearch:
         self._waiting: dict[int, Question] = {}
         self._answers: dict[int, tuple[Holder, ...]] = {}
         self._last = 0
+        self._next_s = 0.0
 
     async def find(self, question: Question) -> tuple[Holder, ...]:
         """Who uses the paths now. Raises DeadlineExceeded when /proc does not answer."""
@@ -266,8 +315,13 @@ class HolderSearch:
         try:
             async with self._turn:
                 if number not in self._answers:
+                    # Looks take at most half of a processor; meanwhile questions come together.
+                    await anyio.sleep_until(self._next_s)
+                    began_s = anyio.current_time()
                     asked = dict(self._waiting)
                     answers = await self._ask(list(asked.values()))
+                    now_s = anyio.current_time()
+                    self._next_s = now_s + min(PAUSE_MAX_S, now_s - began_s)
                     self._answers |= {n: a for n, a in zip(asked, answers, strict=True) if n in self._waiting}
                 return self._answers[number]
         finally:
@@ -302,7 +356,7 @@ def end_holder(holder: Holder, number: signal.Signals) -> bool:
     except OSError:
         return False
     try:
-        if rules.parse_started(_read(PROC / str(holder.pid) / "stat")) != holder.started:
+        if rules.parse_started(_read(f"{PROC}/{holder.pid}/stat")) != holder.started:
             return False
         signal.pidfd_send_signal(descriptor, number)
     except OSError:

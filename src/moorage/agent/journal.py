@@ -87,10 +87,11 @@ def write_whole(path: str, content: bytes) -> None:
 def put_whole(path: str, content: bytes) -> None:
     """Write a file so that a crash of the host leaves the old content or the new one, also after this has returned."""
     temporary = f"{path}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # A write that returns when the content is on disk is one call; each call may have to wait for the interpreter.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DSYNC | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600)
     try:
         os.write(descriptor, content)
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
     os.replace(temporary, path)

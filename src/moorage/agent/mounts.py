@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 
 import msgspec
 
@@ -24,45 +24,54 @@ replace = msgspec.structs.replace
 STACKED_MAX = 8
 
 
-def find_standing(mounter: Mounter, paths: Iterable[str], mounted: frozenset[str] | None = None) -> frozenset[str]:
-    """Those of our own ``paths`` that show a volume: mounted, or a link. No volume is touched. ``mounted``: what is
-    known to be, so that it is not looked at again."""
-    asked = list(paths)
-    if mounted is None:
-        mounted = mounter.find_mounted(asked)
-    return frozenset(path for path in asked if path in mounted or os.path.islink(path))
-
-
 def look(
     mounter: Mounter,
     *,
     staging_path: str,
     publish_paths: Mapping[ClaimId, str],
     targets: Mapping[ClaimId, str],
-    dead: Container[str] = (),
-    mounted: frozenset[str] | None = None,
-) -> Seen:
-    """What is at a disk's paths now. ``targets`` has only usable paths, each of a claim in ``publish_paths``; no volume
-    is touched at ``dead`` ones. ``mounted``: those of all these paths that are known to be."""
-    if mounted is None:
-        mounted = mounter.find_mounted([staging_path, *publish_paths.values(), *targets.values()])
-    return Seen(
-        staging=look_at(staging_path, is_mounted=staging_path in mounted, is_dead=staging_path in dead),
-        published={i: look_at(p, is_mounted=p in mounted, is_dead=p in dead) for i, p in publish_paths.items()},
-        targets={
-            i: _look_at_target(mounter, t, publish_paths[i], (t in mounted, publish_paths[i] in dead or t in dead))
-            for i, t in targets.items()
-        },
-    )
+) -> First:
+    """What is at a disk's paths now, no volume being touched yet. ``targets`` has only usable paths, each of a claim in
+    ``publish_paths``."""
+    mounted = mounter.find_mounted([staging_path, *publish_paths.values(), *targets.values()])
+    ours = {path: look_at(path, is_mounted=path in mounted) for path in (staging_path, *publish_paths.values())}
+    return First(staging_path=staging_path, publish_paths=publish_paths, targets=targets, mounted=mounted, ours=ours)
 
 
-def look_at(path: str, *, is_mounted: bool, is_dead: bool = False) -> PathKind:
+class First(msgspec.Struct, frozen=True, kw_only=True):
+    """The first half of a look: what is at a disk's paths as far as no volume tells."""
+
+    staging_path: str
+    publish_paths: Mapping[ClaimId, str]
+    targets: Mapping[ClaimId, str]
+    mounted: frozenset[str]
+    ours: Mapping[str, PathKind]
+
+    @property
+    def standing(self) -> frozenset[str]:
+        """Those of our own paths that show a volume: mounted, or a link."""
+        return frozenset(path for path, kind in self.ours.items() if kind in ("mount", "link"))
+
+    def complete(self, mounter: Mounter, dead: Container[str] = ()) -> Seen:
+        """The whole look. No volume is touched at ``dead`` paths, which do not answer."""
+        ours: dict[str, PathKind] = {p: "broken" if p in dead else k for p, k in self.ours.items()}
+        return Seen(
+            staging=ours[self.staging_path],
+            published={i: ours[p] for i, p in self.publish_paths.items()},
+            targets={
+                i: _look_at_target(mounter, t, p := self.publish_paths[i], (t in self.mounted, p in dead or t in dead))
+                for i, t in self.targets.items()
+            },
+        )
+
+
+def look_at(path: str, *, is_mounted: bool) -> PathKind:
     """What is at one path of ours, without touching the volume behind it."""
     if is_mounted:
-        return "broken" if is_dead else "mount"
+        return "mount"
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
-            return "broken" if is_dead else "link"
+            return "link"
     except (FileNotFoundError, NotADirectoryError):
         return "absent"
     except OSError:
