@@ -111,6 +111,8 @@ class LimitsSettings(Section, frozen=True, kw_only=True):
 
     header_bytes_max: the size of a request's headers.
 
+    handshake_s: the time that a handshake of TLS may take.
+
     head_s: the time that a request's head may take to arrive, and that a new connection may say nothing.
 
     pipelined_max: requests that a connection may send before the first of them is answered.
@@ -143,6 +145,7 @@ class LimitsSettings(Section, frozen=True, kw_only=True):
     target_bytes_max: Annotated[int, msgspec.Meta(ge=256, le=65535)] = 65535
     headers_max: Annotated[int, msgspec.Meta(ge=16, le=4096)] = 128
     header_bytes_max: Annotated[int, msgspec.Meta(ge=1024, le=4 << 20)] = 64 << 10
+    handshake_s: Positive = 10.0
     head_s: Positive = 10.0
     pipelined_max: Amount = 64
     idle_s: Positive = 75.0

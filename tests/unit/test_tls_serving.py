@@ -3,10 +3,12 @@ certificates; agents that show who they are."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +25,8 @@ from engine_kit import NODE
 from identity_kit import PAGES, Bare, body_of, secret_of
 from tls_kit import client_of, files_of, make, make_set, serving
 
+from moorage.api.app import App
+from moorage.api.limits import HttpSettings, Limits
 from moorage.client.api import Client as AgentClient
 from moorage.client.sync import Client, Endpoint
 from moorage.client.tls import Tls, make_context
@@ -31,6 +35,7 @@ from moorage.engine.ports import IdentitySettings
 from moorage.errors import Forbidden, Unavailable
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
+from moorage.serve.connections import HEAD_GRACE_S
 from moorage.serve.tls import Certificates, VerifyClient
 
 pytestmark = pytest.mark.anyio
@@ -42,11 +47,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def running(place: Path, verify_client: VerifyClient = "no") -> AsyncIterator[tuple[Bare, str]]:
+async def running(
+    place: Path, verify_client: VerifyClient = "no", *, limits: Limits | None = None
+) -> AsyncIterator[tuple[Bare, str]]:
     """A kit behind TLS, and its URL."""
     certificates = Certificates(files_of(place, verify_client=verify_client))
     is_mutual = verify_client != "no"
     kit = Bare(IdentitySettings(is_join_needed=is_mutual, is_certificate_needed=is_mutual))
+    if limits is not None:
+        kit.app = App(kit.service, HttpSettings(limits=limits))
     async with anyio.create_task_group() as group:
         await group.start(kit.service.run)
         await group.start(certificates.run)
@@ -243,21 +252,87 @@ async def test_an_agent_takes_its_new_certificate_without_a_restart(
         await transport.aclose()
 
 
-async def test_a_handshake_that_does_not_go_on_is_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moorage.serve.http.HANDSHAKE_S", 0.2)
-    async with running(place) as (_, url):
+async def expect_closed(stream: anyio.abc.ByteReceiveStream) -> None:
+    with anyio.fail_after(20), contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            await stream.receive()
+
+
+async def test_a_handshake_that_does_not_go_on_is_ended(place: Path) -> None:
+    async with running(place, limits=Limits(handshake_s=0.2)) as (kit, url):
         port = urlsplit(url).port or 0
         for sent in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"):
             async with await anyio.connect_tcp("127.0.0.1", port) as stream:
                 if sent:
                     await stream.send(sent)
-                with anyio.fail_after(20):
-                    try:
-                        while True:
-                            await stream.receive()
-                    except (anyio.EndOfStream, anyio.BrokenResourceError):
-                        pass
+                await expect_closed(stream)
+        assert kit.app.door.hits == {"handshake_time": 2}, "what is no TLS at all is ended at once"
         assert await ask_as_cli(url, client_of(place)) == '["global"]'
+
+
+async def test_half_open_handshakes_count_as_connections(place: Path) -> None:
+    """One address with nothing but half-open handshakes has its share of the connections, and another one is served."""
+    limits = Limits(connections_per_client_max=20, connections_max=40)
+    files_before = count_files()
+    async with running(place, limits=limits) as (kit, url):
+        port = urlsplit(url).port or 0
+        async with anyio.create_task_group() as group, contextlib.AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", port)) for _ in range(30)]
+            for stream in streams[20:]:
+                await expect_closed(stream)
+            assert kit.app.door.hits == {"connections_per_client": 10}
+            # From there nobody gets in, by its own doing; from elsewhere everybody does.
+            with pytest.raises(OSError):
+                await ask_from("127.0.0.1", port, place)
+            served = [await ask_from("127.0.0.2", port, place) for _ in range(5)]
+            assert served == ['["global"]'] * 5
+            group.cancel_scope.cancel()
+        with anyio.fail_after(20):
+            while await ask_as_cli(url, client_of(place)) != '["global"]':
+                await anyio.sleep(0.02)
+    assert count_files() <= files_before
+
+
+async def test_a_handshake_that_waits_makes_room_for_a_new_connection(place: Path) -> None:
+    async with running(place, limits=Limits(connections_max=3)) as (kit, url):
+        port = urlsplit(url).port or 0
+        async with contextlib.AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", port)) for _ in range(3)]
+            await anyio.sleep(HEAD_GRACE_S + 0.1)
+            assert await ask_from("127.0.0.2", port, place) == '["global"]'
+            assert kit.app.door.hits == {"connections": 1}
+            await expect_closed(streams[0])
+
+
+async def test_a_server_that_stops_cuts_off_handshakes(place: Path) -> None:
+    files_before = count_files()
+    async with contextlib.AsyncExitStack() as stack:
+        async with running(place) as (_, url):
+            port = urlsplit(url).port or 0
+            streams = [await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", port)) for _ in range(5)]
+            await streams[0].send(b"\x16\x03\x01")
+            await anyio.sleep(0.05)
+        for stream in streams:
+            await expect_closed(stream)
+    assert count_files() <= files_before
+
+
+def count_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def ask_from(address: str, port: int, place: Path) -> str:
+    """Ask from another address of this host; the answer's body."""
+
+    def ask() -> str:
+        context = make_context(client_of(place))
+        plain = socket.create_connection(("127.0.0.1", port), 20, source_address=(address, 0))
+        with plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as stream:
+            stream.sendall(b"GET /v1/regions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            found = b"".join(iter(lambda: stream.recv(65536), b""))
+            return found.partition(b"\r\n\r\n")[2].decode()
+
+    return await anyio.to_thread.run_sync(ask)
 
 
 async def test_a_node_may_be_named_by_its_id(tmp_path: Path) -> None:

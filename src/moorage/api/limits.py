@@ -12,8 +12,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How much one request, one client and all clients together may take; bytes and seconds.
 
     target_bytes_max: path and query. headers_max, header_bytes_max: request headers, their count and their size.
+    handshake_s: the time that the handshake of TLS may take.
     head_s: the time that a request's head may take, and that a new connection may say nothing (with TLS: after its
-    handshake, which has ten seconds of its own).
+    handshake).
     body_bytes_max, body_s: the request's body, its size and the time it may take to arrive. body_rate_min: the bytes a
     second that it must come at, looked at every few seconds; 0: any.
     drain_bytes_max: what a body that is too large may still send before the answer; a client that is cut off in the
@@ -31,6 +32,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     target_bytes_max: int = 64 << 10
     headers_max: int = 128
     header_bytes_max: int = 64 << 10
+    handshake_s: float = 10.0
     head_s: float = 10.0
     body_bytes_max: int = 16 << 20
     body_s: float = 60.0

@@ -32,7 +32,7 @@ SWEPT_MAX = 8
 SWEEP_PAUSE_S = 0.002
 SAY_AGAIN_S = 60.0
 
-Overdue = Literal["head_time", "body_time", "idle_time", "write_time"]
+Overdue = Literal["handshake_time", "head_time", "body_time", "idle_time", "write_time"]
 Refused = Literal["connections", "connections_per_client"]
 
 
@@ -85,6 +85,7 @@ class Connections:
         self.connections_max = min(limits.connections_max, connections_max or limits.connections_max)
         self.count = 0
         self.accepted = 0
+        self.handshakes: Line[Connection] = Line(limits.handshake_s)
         self.heads: Line[Connection] = Line(limits.head_s)
         self.bodies: Line[Connection] = Line(min(BODY_LOOK_S, limits.body_s))
         self.idle: Line[Connection] = Line(limits.idle_s)
@@ -96,6 +97,7 @@ class Connections:
         self._clients: dict[str, Client] = {}
         self._said_at_s = float("-inf")
         self._looks: tuple[tuple[Line[Connection], Callable[[Connection, float], None]], ...] = (
+            (self.handshakes, self._look_at_handshake),
             (self.heads, self._look_at_head),
             (self.bodies, self._look_at_body),
             (self.idle, lambda connection, now_s: connection.end("idle_time")),
@@ -114,8 +116,8 @@ class Connections:
     def admit(self, connection: Connection, now_s: float) -> Refused | None:
         """Enter a new connection; or None is not returned, and the newest is to be refused for that limit.
 
-        Room is made first: by an idle connection of the same address, or of anybody; by one that has not sent its
-        request's head for a while.
+        Room is made first: by an idle connection of the same address, or of anybody; by one that has not ended its
+        handshake, or sent its request's head, for a while.
         """
         self.accepted += 1
         client = self._clients.setdefault(connection.client_key, Client())
@@ -138,13 +140,19 @@ class Connections:
         if idle is not None:
             idle[0].end("room")
             return True
-        head = self.heads.find_first()
-        if head is not None and head[1] + HEAD_GRACE_S <= now_s:
-            self.heads.leave(head[0])
-            head[0].cut()
-            self.hit("connections", now_s)
-            return True
+        for line in (self.handshakes, self.heads):
+            first = line.find_first()
+            if first is not None and first[1] + HEAD_GRACE_S <= now_s:
+                line.leave(first[0])
+                first[0].cut()
+                self.hit("connections", now_s)
+                return True
         return False
+
+    def replace(self, before: Connection, after: Connection) -> None:
+        """A handshake is done: what it was is ``after`` from now on, with its place in all counts."""
+        self.handshakes.leave(before)
+        after.client_key = before.client_key
 
     def leave(self, connection: Connection) -> None:
         """The connection is gone."""
@@ -154,7 +162,9 @@ class Connections:
         client.idle.pop(connection, None)
         if not client.count:
             del self._clients[connection.client_key]
-        for line in (self.heads, self.bodies, self.idle, self.stuck, self.rests, self.lingering):
+        for line in (
+            self.handshakes, self.heads, self.bodies, self.idle, self.stuck, self.rests, self.lingering,
+        ):  # fmt: skip
             line.leave(connection)
 
     def rest(self, connection: Connection, now_s: float) -> None:
@@ -192,6 +202,10 @@ class Connections:
                 look(connection, now_s)
         return looked
 
+    def _look_at_handshake(self, connection: Connection, now_s: float) -> None:
+        self.hit("handshake_time", now_s)
+        connection.cut()
+
     def _look_at_head(self, connection: Connection, now_s: float) -> None:
         self.hit("head_time", now_s)
         connection.end("head_time")
@@ -215,7 +229,7 @@ class Connections:
     async def run(self) -> None:
         """Sweep until cancelled."""
         limits = self.limits
-        shortest_s = min(limits.head_s, limits.body_s, limits.idle_s, limits.write_s)
+        shortest_s = min(limits.handshake_s, limits.head_s, limits.body_s, limits.idle_s, limits.write_s)
         while True:
             await anyio.sleep(min(SWEEP_S, shortest_s / 2))
             # Thousands may be due at once, and everybody else waits for each turn.

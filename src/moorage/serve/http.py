@@ -10,24 +10,30 @@ import ssl
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 import uvicorn
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from moorage.api.app import App
 from moorage.errors import BadRequest
 from moorage.serve.addresses import UNIX
 from moorage.serve.connections import Connections
+from moorage.serve.handshakes import TlsListener
 from moorage.serve.quick_protocol import bind_book
 
 STOP_GRACE_S = 5
 BACKLOG = 4096
-HANDSHAKE_S = 10.0
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the program around it."""
+    """A server that leaves signals to the program around it. ``group``: runs what accepts for TLS."""
+
+    def __init__(self, config: uvicorn.Config, book: Connections) -> None:
+        super().__init__(config)
+        self.group: TaskGroup | None = None
+        self._book = book
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,22 +41,24 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, as uvicorn does where sockets are given, with a bound on the time of a TLS handshake: until it is
-        done a connection is in nobody's book."""
+        """Listen, as uvicorn does where sockets are given; with TLS in a way that knows of handshakes."""
         config, loop = self.config, asyncio.get_running_loop()
 
-        def make(_loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Protocol:
+        def make(_loop: asyncio.AbstractEventLoop | None = None) -> Any:
             return config.http_protocol_class(  # type: ignore[call-arg]
                 config=config, server_state=self.server_state, app_state=self.lifespan.state, _loop=_loop
             )
 
-        handshake_s = HANDSHAKE_S if config.ssl is not None else None
-        self.servers = [
-            await loop.create_server(
-                make, sock=listener, ssl=config.ssl, backlog=config.backlog, ssl_handshake_timeout=handshake_s
-            )
-            for listener in sockets or ()
-        ]
+        servers: list[Any] = []
+        for listener in sockets or ():
+            if config.ssl is None:
+                servers.append(await loop.create_server(make, sock=listener, backlog=config.backlog))
+                continue
+            assert self.group is not None, "set before it serves"
+            accepting = TlsListener(listener, make, config.ssl, self._book)
+            self.group.start_soon(accepting.run)
+            servers.append(accepting)
+        self.servers = servers
         self.started = True
 
 
@@ -153,7 +161,7 @@ async def serve_http(
     )
     # It warns of each malformed request, as often as a client sends one.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    server = _Server(config)
+    server = _Server(config, connections)
     async with anyio.create_task_group() as group:
 
         async def wait_started() -> None:
@@ -176,6 +184,7 @@ async def serve_http(
             group.start_soon(stop_when_cancelled)
             # Who waits is answered to the end.
             async with anyio.create_task_group() as answering:
+                server.group = answering
                 if app.quick is not None:
                     answering.start_soon(app.quick.held.run)
                 await server.serve(sockets=[listener])

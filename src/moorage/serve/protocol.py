@@ -19,7 +19,7 @@ from moorage.api.door import LEAVING, PEER
 from moorage.api.limits import client_of
 from moorage.api.once import Once
 from moorage.model.identity import Peer
-from moorage.serve.connections import Connections, Overdue, Refused
+from moorage.serve.connections import Connection, Connections, Overdue, Refused
 from moorage.serve.corking import CorkedTransport
 from moorage.serve.lines import Line
 from moorage.serve.tls import find_peer
@@ -58,12 +58,15 @@ class LimitedProtocol(HttpToolsProtocol):
         "_running",
         "_untaken",
         "client_key",
+        "handshake",
     )
 
     def __init__(self, *args: Any, book: Connections, **named: Any) -> None:
         super().__init__(*args, **named)
         self._book = book
         self.client_key = ""
+        # The place in the book that the connection had so far, where it came by TLS.
+        self.handshake: Connection | None = None
         self._phase: _Phase = "head"
         self._in_message = False
         self._has_head = False
@@ -93,7 +96,12 @@ class LimitedProtocol(HttpToolsProtocol):
         shown = transport.get_extra_info("ssl_object")
         self._peer = find_peer(shown.getpeercert()) if shown is not None else Peer()
         now_s = self.loop.time()
-        refused = self._book.admit(self, now_s)
+        refused = None
+        if self.handshake is not None:
+            self._book.replace(self.handshake, self)
+            self.handshake = None
+        else:
+            refused = self._book.admit(self, now_s)
         self._is_entered = True
         if refused is not None:
             self._refuse_connection(refused)
