@@ -6,7 +6,6 @@ Never: decides anything; keeps a secret.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from moorage.agent.spares import Spares, sync_directory
 from moorage.rules.mount_records import Layout, Staging, Use
 
 log = structlog.get_logger()
@@ -22,10 +22,10 @@ STAGING_SUFFIX = ".stage.json"
 
 
 class Journal:
-    """Reads and writes the entries below one state directory. ``writes``: so many entries were written."""
+    """Reads and writes the entries below one state directory."""
 
     def __init__(self, layout: Layout) -> None:
-        self.writes = 0
+        self.spares = Spares(f"{layout.state_dir}/t")
         self._layout = layout
 
     def load(self) -> tuple[list[Use], list[Staging]]:
@@ -35,6 +35,7 @@ class Journal:
         directory = Path(self._layout.state_dir, "u")
         for name in ("s", "p", "u"):
             Path(self._layout.state_dir, name).mkdir(mode=0o755 if name == "p" else 0o700, parents=True, exist_ok=True)
+        self.spares.clear()
         for path in sorted(directory.iterdir()):
             if path.name.endswith(".tmp"):
                 path.unlink()
@@ -48,18 +49,16 @@ class Journal:
         """Put entries on disk for good."""
         for entry in entries:
             self.write_soon(entry)
-        sync_directory(os.path.dirname(self._path_of(entries[0])))
+        self.spares.sync(os.path.dirname(self._path_of(entries[0])))
 
     def write_soon(self, entry: Use | Staging) -> None:
         """Put on disk an entry that is there already, and may be the old one after a power cut. That is what is true of
         all that is mounted or done to mounts, which a power cut ends."""
-        self.writes += 1
-        put_whole(self._path_of(entry), msgspec.json.encode(entry))
+        self.spares.put(self._path_of(entry), msgspec.json.encode(entry))
 
     def remove(self, entry: Use | Staging) -> None:
         """Take an entry away; one that is not there is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path_of(entry))
+        self.spares.remove(self._path_of(entry))
 
     def _path_of(self, entry: Use | Staging) -> str:
         if isinstance(entry, Use):
@@ -80,27 +79,12 @@ def _read(path: Path, kind: type[_Entry]) -> list[_Entry]:
 def write_whole(path: str, content: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new one, and the new one once this has returned;
     readable by its owner only."""
-    put_whole(path, content)
-    sync_directory(os.path.dirname(path))
-
-
-def put_whole(path: str, content: bytes) -> None:
-    """Write a file so that a crash of the host leaves the old content or the new one, also after this has returned."""
     temporary = f"{path}.tmp"
-    # A write that returns when the content is on disk is one call; each call may have to wait for the interpreter.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DSYNC | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, content)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
     os.replace(temporary, path)
-
-
-def sync_directory(path: str) -> None:
-    """What was renamed in a directory stays so after a power cut."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(os.path.dirname(path))

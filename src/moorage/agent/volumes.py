@@ -36,7 +36,8 @@ class Volumes:
         self._node_revision: int | None = None
         # The revision of the node's record with which the server took the node (back); None: it has not.
         self._taken: int | None = None
-        self._stepped = anyio.Event()
+        # Made by who waits for it.
+        self._stepped: anyio.Event | None = None
 
     def prepare(self, room: Room, uses: Iterable[Use], stagings: Iterable[Staging]) -> None:
         """Take what the journal has; nothing is done yet."""
@@ -122,13 +123,16 @@ class Volumes:
 
     def note_step(self) -> None:
         """Something was done: whoever waits for it looks."""
-        self._stepped.set()
-        self._stepped = anyio.Event()
+        if self._stepped is not None:
+            self._stepped.set()
+            self._stepped = None
 
     async def wait_clean(self) -> int:
         """Until nothing is mounted any more for claims that the server does not have, by its last word. Returns the
         ``node_revision`` of that list."""
         while self._node_revision is None or any(w.is_orphaned for w in self._workers.values()):
+            if self._stepped is None:
+                self._stepped = anyio.Event()
             await self._stepped.wait()
         return self._node_revision
 

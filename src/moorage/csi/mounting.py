@@ -101,6 +101,8 @@ _OPENAT2 = ctypes.c_long(437)
 _RESOLVE_NO_XDEV = 1
 _NO_CROSSING = _How(flags=os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, resolve=_RESOLVE_NO_XDEV)
 _NO_CROSSING_SIZE = ctypes.c_size_t(ctypes.sizeof(_How))
+# To close what was opened as a path alone never blocks: it is done without letting other threads in.
+_close = ctypes.PyDLL(None).close
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -208,9 +210,9 @@ def is_mounted_at(path: str) -> bool | None:
         descriptor = _libc.syscall(_OPENAT2, ctypes.c_int(directory), os.fsencode(name), *how)
         error = ctypes.get_errno()
     finally:
-        os.close(directory)
+        _close(directory)
     if descriptor >= 0:
-        os.close(descriptor)
+        _close(descriptor)
         return False
     if error == errno.ENOENT:
         return False

@@ -102,7 +102,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Where things are below an agent's state directory: ``s`` stagings, ``p`` publications, ``u`` the journal.
+    """Where things are below an agent's state directory: ``s`` stagings, ``p`` publications, ``u`` the journal, ``t``
+    its spare files.
 
     Names are hashes, because drivers pass these paths on to tools with small limits.
     Source: CSI spec "Size Limits" (128 bytes a string).
