@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 METHODS = ("CreateVolume", "ControllerPublishVolume", "ControllerUnpublishVolume", "DeleteVolume")
 HANG_S = 600
+SLOW_S = 12
 NUMBERS = count(1)
 
 
@@ -163,3 +164,31 @@ def are_calls_effective(cluster: Cluster, names: Names) -> bool:
     if records[names.old] in backend or not set(backend) - set(records.values()):
         return False
     return backend[records[names.idle]] != [] and backend[records[names.used]] == []
+
+
+def test_a_new_server_leaves_a_volume_to_the_controller_that_is_at_it(cluster: Cluster) -> None:
+    """By rank the first controller is the volume's; it was away, so that the other one got the call, and is back when
+    the server is killed. The server that comes then hears of the call before it hands it out."""
+    first, second = cluster.hosts
+    name = name_for(cluster, first, "kept")
+    restart_driver(cluster, second, "--delay", f"CreateVolume={SLOW_S}")
+    first.jobs["driver"].kill()
+    wait_until(lambda: cluster.healthy_nodes() == 1, "the end of the driver is noticed")
+    before = {host.name: len(find_calls(cluster, host)) for host in cluster.hosts}
+
+    def find_new(host: Host) -> list[tuple[str, str]]:
+        return find_calls(cluster, host)[before[host.name] :]
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/{name}/create", describe_volume(name))
+        wait_until(lambda: find_new(second) == [("CreateVolume", "")], "the create is under way")
+        cluster.start_driver(first)
+        wait_until(lambda: cluster.healthy_nodes() == 2, "both controllers are healthy")
+        cluster.restart_server()
+        # Its answer went with the server; asking again is safe.
+        assert asked.exception() is not None or asked.result()[0] >= 500
+    assert find_new(second) == [("CreateVolume", "")], "the call is still under way"
+    cluster.create(name)
+    assert find_new(first) == []
+    assert find_new(second) == [("CreateVolume", "OK")]
+    restart_driver(cluster, second)
