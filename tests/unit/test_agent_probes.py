@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from moorage.agent.probes import HUNG, SWEEP_MIN, MountProbes
+from moorage.agent.probes import HUNG, MountProbes
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +49,7 @@ def make(mounts: Mounts, *, hang_s: float = 0.1) -> MountProbes:
     return MountProbes(pause_s=0.01, hang_s=hang_s, ask=mounts.ask)
 
 
-@pytest.mark.parametrize("others", [0, SWEEP_MIN * 3])
+@pytest.mark.parametrize("others", [0, 12])
 async def test_dead_mounts_are_told_by_their_error_and_others_are_not(others: int) -> None:
     mounts = Mounts()
     mounts.errors = {"/a": errno.ENOTCONN, "/b": errno.ESTALE, "/c": errno.EIO, "/d": errno.EACCES, "/e": errno.ENOSYS}
@@ -131,3 +132,14 @@ async def test_what_breaks_and_what_comes_back_is_told_once() -> None:
         await until(2)
         group.cancel_scope.cancel()
     assert told == ["/a", "/a"]
+
+
+async def test_mounts_that_answer_in_their_time_share_a_thread_however_many_they_are() -> None:
+    mounts = Mounts()
+    probes = MountProbes(pause_s=0.01, hang_s=2.0, ask=lambda path: time.sleep(0.004))
+    assert await probes.find_dead([f"/slow{n}" for n in range(100)]) == {}
+    assert probes.alone == 0
+    probes = make(mounts, hang_s=1.0)
+    with hanging(mounts, "/hung"):
+        assert await probes.find_dead(["/hung", *(f"/good{n}" for n in range(20))]) == {"/hung": HUNG}
+    assert 1 <= probes.alone <= 21

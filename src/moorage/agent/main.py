@@ -124,7 +124,7 @@ async def run(
                 node_budgets=plugins.node_budgets,
                 find_node_info=fingerprints.find_node_info,
                 reporter=agent.reporter,
-                probes=MountProbes(pause_s=settings.mount_probe_s, hang_s=settings.mount_hang_s, ask=around.ask_mount),
+                probes=_make_probes(settings, around, hops),
                 holders=HolderSearch(timeout_s=settings.holders_s, hops=hops),
                 fence=fence,
                 clock=around.clock,
@@ -142,6 +142,10 @@ async def run(
         hops.close()
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await plugins.close()
+
+
+def _make_probes(settings: AgentSettings, around: Surroundings, hops: Hops) -> MountProbes:
+    return MountProbes(pause_s=settings.mount_probe_s, hang_s=settings.mount_hang_s, ask=around.ask_mount, hops=hops)
 
 
 def _start_watches(group: TaskGroup, room: Room, volumes: Volumes) -> None:

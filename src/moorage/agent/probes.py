@@ -9,14 +9,17 @@ Never: decides what is done about a broken mount (``rules.mounts`` does); waits 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterable
 
 import anyio
 import anyio.to_thread
 import structlog
+
+from moorage.agent.lane import ASKS, STEP, Hops, Job, Work
+from moorage.agent.threads import ThreadHops
 
 log = structlog.get_logger()
 
@@ -24,9 +27,11 @@ log = structlog.get_logger()
 DEAD = frozenset({errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ESHUTDOWN, errno.EHOSTDOWN})
 PROBES_MAX = 128
 HUNG = "HUNG"
-# From so many paths on, one thread asks them all in turn, for so long; what is left gets threads of its own.
-SWEEP_MIN = 4
+# One thread asks all paths in turn, one for so long, and all for so long; what is left gets threads of its own. Before,
+# it may wait for its turn so long.
 SWEEP_S = 0.25
+SWEEP_ALL_S = 1.0
+TURN_MAX_S = 30.0
 _LOOK_S = 0.01
 
 Ask = Callable[[str], None]
@@ -40,9 +45,12 @@ def ask_mount(path: str) -> None:
 
 
 class MountProbes:
-    """Asks paths whether they answer. ``ask`` blocks; it stands in for the kernel in tests."""
+    """Asks paths whether they answer. ``ask`` blocks; it stands in for the kernel in tests. ``alone``: so many times a
+    path took a thread of its own."""
 
-    def __init__(self, *, pause_s: float, hang_s: float, ask: Ask = ask_mount) -> None:
+    def __init__(self, *, pause_s: float, hang_s: float, ask: Ask = ask_mount, hops: Hops | None = None) -> None:
+        self.alone = 0
+        self._hops: Hops = hops or ThreadHops()
         self._pause_s = pause_s
         self._hang_s = hang_s
         self._ask = ask
@@ -61,8 +69,11 @@ class MountProbes:
         """
         found: dict[str, str] = {}
         left = set(paths)
-        if len(left) >= SWEEP_MIN:
+        if left:
             left -= await self._sweep(tuple(left), found)
+        if not left:
+            return found
+        self.alone += len(left)
         async with anyio.create_task_group() as group:
             for path in left:
                 group.start_soon(self._probe, path, found)
@@ -84,30 +95,29 @@ class MountProbes:
         return found
 
     async def _sweep(self, paths: Iterable[str], found: dict[str, str]) -> set[str]:
-        """Probe many paths in one thread; returns those that answered. The first that is slow is left to others, and
-        with it the rest."""
+        """Ask many paths in one thread; returns those that answered. The first that is slow is left to others, and with
+        it the rest."""
         answered: set[str] = set()
-        dropped = threading.Event()
 
-        def work() -> None:
+        def work() -> Work[None]:
+            began_s = job.now_s()
             for path in paths:
-                if dropped.is_set():
+                yield ASKS
+                if job.now_s() - began_s > SWEEP_ALL_S:
                     return
-                if path in self._busy:
+                if path in self._busy or len(self._busy) >= PROBES_MAX:
                     continue
-                self._busy[path] = begun_s
+                self._busy[path] = job.now_s()
                 error = self._ask_one(path)
-                if dropped.is_set():
-                    return
+                yield STEP
                 answered.add(path)
                 if error:
                     found[path] = error
 
-        begun_s = anyio.current_time()
-        with anyio.move_on_after(SWEEP_S):
-            await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
-        dropped.set()
-        return answered
+        job = Job(work())
+        with contextlib.suppress(TimeoutError):
+            await self._hops.run(job, timeout_s=TURN_MAX_S, patience_s=min(SWEEP_S, self._hang_s))
+        return set(answered)
 
     async def run(self, list_watched: Callable[[], Iterable[str]], on_change: Callable[[str], None]) -> None:
         """Probe what is watched, for ever; ``on_change`` is told a path that has broken or came back."""
