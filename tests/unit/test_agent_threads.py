@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from moorage.agent.lane import ASKS, STEP, Lane, Work
-from moorage.agent.threads import USUAL, ThreadHops
+from moorage.agent.threads import BUSY_MAX, USUAL, ThreadHops
 from moorage.errors import DeadlineExceeded
 
 pytestmark = pytest.mark.anyio
@@ -35,9 +35,25 @@ async def test_few_threads_do_many_works() -> None:
             group.start_soon(one, number)
     assert sorted(done) == [n for n in range(30) for _ in range(10)]
     assert hops.hops == 300
-    assert hops.threads <= USUAL + 1
+    assert hops.threads <= BUSY_MAX
     hops.close()
     await soon(lambda: hops.threads == 0)
+
+
+async def test_more_work_than_can_be_done_takes_no_more_threads_than_some() -> None:
+    hops, most = ThreadHops(), 0
+
+    async def one() -> None:
+        nonlocal most
+        for _ in range(4):
+            await Lane(timeout_s=30, hops=hops).run(lambda: time.sleep(0.005))
+            most = max(most, hops.threads)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(100):
+            group.start_soon(one)
+    assert USUAL < most <= BUSY_MAX + USUAL
+    hops.close()
 
 
 async def test_works_that_hang_cost_a_thread_each_and_delay_nobody() -> None:

@@ -1,8 +1,8 @@
 """The threads in which an agent's blocking work is done.
 
 A few threads do it all, because many that fight for the interpreter are slower than few. They become more only when
-work has to wait: at once by as many as wait where nothing moves, because then all threads hang; by one at a time where
-things move, because then the disk is slow. Threads that were added leave again when there is nothing to do.
+work has to wait: by one where that takes long, to some; for each that is slow another; and twice as many where all are
+slow, because then the disk is, or they hang. Threads that were added leave again when there is nothing to do.
 Units: seconds of the loop's clock. All but ``_serve`` runs in the loop.
 """
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from moorage.agent.lane import Job
 
 USUAL = 2
+# Threads that are not slow, where work waits; those that do not hang, where all are slow.
+BUSY_MAX = 4
+SLOW_MAX = 32
 THREADS_MAX = 4096
-# How often those that wait are looked at; how long one may wait where things move; from when on a job hangs.
+# How often those that wait are looked at; how long one may wait; from when on a work is slow, and from when it hangs.
 LOOK_S = 0.05
 WAIT_S = 0.1
-STUCK_S = 0.25
+SLOW_S = 0.25
+HANGS_S = 0.5
 LEAVE_S = 2.0
 
 
@@ -40,7 +44,6 @@ class ThreadHops:
         self._guard = threading.Lock()
         self._idle = 0
         self._running: dict[_Call, None] = {}
-        self._ended = self._ended_before = 0
         self._watch: asyncio.TimerHandle | None = None
 
     async def run(self, job: Job[Any], *, timeout_s: float, patience_s: float) -> Any:
@@ -68,28 +71,27 @@ class ThreadHops:
 
     # -- how many threads --------------------------------------------------------------------------------------------
 
-    def _grow(self, now_s: float) -> None:
-        """A thread more, while there are fewer than usual that do not hang."""
-        if self._idle < len(self._calls):
-            stuck = 0
-            for call in list(self._running):
-                if call.begun_s + STUCK_S > now_s:
-                    break
-                stuck += 1
-            if self.threads - stuck < self._usual:
-                self._spawn()
+    def _grow(self, now_s: float, *, is_late: bool = False) -> None:
+        """More threads, if there have to be. ``is_late``: the first has waited for long."""
+        waiting = len(self._calls) - self._idle
+        if waiting <= 0:
+            return
+        ages_s = [now_s - call.started_s for call in list(self._running)]
+        slow, hung = sum(a >= SLOW_S for a in ages_s), sum(a >= HANGS_S for a in ages_s)
+        lively = self.threads - slow
+        if lively <= 0:
+            more = max(self._usual, min(self.threads, SLOW_MAX - (self.threads - hung)))
+        else:
+            more = max(self._usual - lively, 1 if is_late and lively < BUSY_MAX else 0)
+        for _ in range(min(more, waiting)):
+            self._spawn()
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._watch = None
-        if not self._calls:
-            return
-        waits_s = loop.time() - self._calls[0].begun_s
-        is_moving = self._ended != self._ended_before
-        if waits_s >= (WAIT_S if is_moving else LOOK_S):
-            for _ in range(1 if is_moving else len(self._calls)):
-                self._spawn()
-        self._ended_before = self._ended
-        self._watch = loop.call_later(LOOK_S, self._look, loop)
+        if self._calls:
+            now_s = loop.time()
+            self._grow(now_s, is_late=now_s - self._calls[0].begun_s >= WAIT_S)
+            self._watch = loop.call_later(LOOK_S, self._look, loop)
 
     def _spawn(self) -> None:
         if self.threads < self._threads_max:
@@ -110,10 +112,10 @@ class ThreadHops:
                 self._idle -= 1
             call = self._next()
             if call is not None:
+                call.started_s = call.job.now_s()
                 self._running[call] = None
                 call.do()
                 del self._running[call]
-                self._ended += 1
             elif self._idle >= self._usual:
                 with self._guard:
                     self.threads -= 1
@@ -131,8 +133,8 @@ class _Call:
 
     def __init__(self, job: Job[Any], loop: asyncio.AbstractEventLoop, timeout_s: float, patience_s: float) -> None:
         self.future: asyncio.Future[Any] = loop.create_future()
-        self.begun_s = loop.time()
-        self._job = job
+        self.begun_s = self.started_s = loop.time()
+        self.job = job
         self._loop = loop
         self._ends_s = self.begun_s + timeout_s
         self._patience_s = patience_s
@@ -143,7 +145,7 @@ class _Call:
         """In a thread: do the work, and tell."""
         result, error = None, None
         try:
-            result = self._job.do()
+            result = self.job.do()
         except BaseException as e:  # noqa: BLE001 - it is raised where the work is waited for
             error = e
         try:
@@ -154,8 +156,8 @@ class _Call:
     def end(self) -> None:
         """Nobody waits any more; a work that has not ended is dropped."""
         self._timer.cancel()
-        if not self._job.is_over:
-            self._job.drop()
+        if not self.job.is_over:
+            self.job.drop()
 
     def _tell(self, result: Any, error: BaseException | None) -> None:
         if self.future.done():
@@ -169,13 +171,13 @@ class _Call:
         """Whether it asks for too long, or takes too long."""
         if self.future.done():
             return
-        now_s, asks_s = self._loop.time(), self._job.asks_since_s + self._patience_s
+        now_s, asks_s = self._loop.time(), self.job.asks_since_s + self._patience_s
         if now_s >= self._ends_s:
             self.future.set_exception(TimeoutError())
             return
         if now_s >= asks_s:
-            self._job.drop()
-            if self._job.asks_since_s < inf:
+            self.job.drop()
+            if self.job.asks_since_s < inf:
                 # It still asks, and stops before it does anything else. Otherwise it is told when it has stopped.
                 self.future.set_result(None)
                 return
