@@ -46,10 +46,10 @@ def print_table(costs: Iterable[Cost]) -> None:
     print("|" + "---|" * 12)
     for story in STORIES:
         for c in (c for c in costs if c.story == story):
-            cpu_s = c.cpu_s - c.idle_cpu_s
+            cpu_s, sent_bytes = c.cpu_s - c.idle_cpu_s, c.sent_bytes - c.idle_sent_bytes
             figures = (
                 f"{c.nodes:,}", f"{c.volumes:,}", f"{c.changes:,}", f"{c.queue_max:,}", f"{c.calls / c.changes:.2f}",
-                f"{c.commits / c.changes:.2f}", f"{c.sent_bytes / c.changes:,.0f}", f"{c.virtual_s:.1f}",
+                f"{c.commits / c.changes:.2f}", f"{sent_bytes / c.changes:,.0f}", f"{c.virtual_s:.1f}",
                 f"{cpu_s:.1f}", f"{cpu_s / c.changes * 1e3:.2f}", f"{c.memory_mb:,}",
             )  # fmt: skip
             print(f"| {story} | {' | '.join(figures)} |")

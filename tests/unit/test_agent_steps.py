@@ -73,7 +73,7 @@ class Agent:
         gate = StepGate(lambda: self.now_s)
         settings = AgentSettings(wait_s=60.0)
         self.link = Link()
-        self.steps = Steps(self.server, NodeId("n"), self.link, gate=gate, settings=settings)
+        self.steps = Steps(self.server, NodeId("n"), self.link, gate=gate, settings=settings, random=lambda: 0.5)
         self.reporter = Reporter(self.server, settings, random=lambda: 0.0)
 
 

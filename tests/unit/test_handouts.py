@@ -151,7 +151,7 @@ async def test_a_report_that_is_cut_off_is_written_by_the_next() -> None:
 
 
 async def test_the_whole_list_is_asked_for_again_from_time_to_time() -> None:
-    news = StandingNews(whole_s=0.1)
+    news = StandingNews(whole_s=0.1, random=lambda: 0.5)
     assert news.find_epoch() == 0
     news.note(StepAssignments(index=1, steps=(), epoch=7))
     assert news.find_epoch() == 7

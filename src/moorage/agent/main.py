@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from moorage.agent.acts import Room
 from moorage.agent.fencing import SelfFence, read_ticks
 from moorage.agent.fingerprint import Fingerprints
-from moorage.agent.holders import HolderSearch
+from moorage.agent.holders import PROC, HolderSearch
 from moorage.agent.host import describe_host
 from moorage.agent.host_mounts import HostMounter
 from moorage.agent.joining import Joining
@@ -70,6 +70,7 @@ class Surroundings:
     ticks: Ticks = read_ticks
     ask_mount: Ask = ask_mount
     hops: Hops | None = None
+    proc: Path = PROC
 
 
 async def run(
@@ -125,7 +126,7 @@ async def run(
                 find_node_info=fingerprints.find_node_info,
                 reporter=agent.reporter,
                 probes=_make_probes(settings, around, hops),
-                holders=HolderSearch(timeout_s=settings.holders_s, hops=hops),
+                holders=HolderSearch(timeout_s=settings.holders_s, proc=around.proc, hops=hops),
                 fence=fence,
                 clock=around.clock,
                 random=around.random,
@@ -185,7 +186,8 @@ class _Agent:
         self._link = Link()
         # The server has the node on record: it took a registration, or says that it had lost the node.
         self._known = anyio.Event()
-        self._steps = Steps(client, node.id, self._link, gate=StepGate(fence.now_s), settings=settings)
+        gate, random = StepGate(fence.now_s), around.random
+        self._steps = Steps(client, node.id, self._link, gate=gate, settings=settings, random=random)
         self.reporter = Reporter(_Sink(client, node.id, self._link), settings, random=around.random)
 
     async def run(
@@ -292,7 +294,7 @@ class _Agent:
 
     async def _follow_claims(self, volumes: Volumes) -> None:
         node_id, wait_s = self._node.id, self._settings.wait_s
-        news = StandingNews(whole_s=self._settings.whole_list_s)
+        news = StandingNews(whole_s=self._settings.whole_list_s, random=self._around.random)
         is_unknown = False
 
         async def fetch(index: int) -> ClaimAssignments:

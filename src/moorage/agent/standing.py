@@ -10,22 +10,25 @@ from typing import TypeVar
 
 import anyio
 
+from moorage.agent.ports import Chance
 from moorage.model.assignment import ClaimAssignments, StepAssignments
 
 Page = TypeVar("Page", ClaimAssignments, StepAssignments)
 
 
 class StandingNews:
-    """One standing query's place. ``whole_s``: how long the list is taken for right without being read whole."""
+    """One standing query's place. ``whole_s``: how long, about, the list is taken for right without being read whole;
+    each time another length, so that agents that began together do not go on asking together."""
 
-    def __init__(self, *, whole_s: float) -> None:
+    def __init__(self, *, whole_s: float, random: Chance) -> None:
         self._whole_s = whole_s
+        self._random = random
         self._epoch = 0
-        self._read_s = 0.0
+        self._right_until_s = 0.0
 
     def find_epoch(self) -> int:
         """What the next query says: the epoch of the list that is here, or 0 to get it whole."""
-        return self._epoch if anyio.current_time() - self._read_s < self._whole_s else 0
+        return self._epoch if anyio.current_time() < self._right_until_s else 0
 
     def forget(self) -> None:
         """The list is not here any more: the next query gets it whole."""
@@ -35,5 +38,5 @@ class StandingNews:
         """The answer, which is taken before the next query."""
         self._epoch = page.epoch
         if not page.is_delta:
-            self._read_s = anyio.current_time()
+            self._right_until_s = anyio.current_time() + self._whole_s * (0.75 + 0.5 * self._random())
         return page

@@ -55,7 +55,14 @@ class Steps:
     """What one agent knows of its steps. ``epoch``: the run of the server that listed them, 0: of none yet."""
 
     def __init__(
-        self, client: AgentPages, node_id: NodeId, link: Link, *, gate: StepGate, settings: AgentSettings
+        self,
+        client: AgentPages,
+        node_id: NodeId,
+        link: Link,
+        *,
+        gate: StepGate,
+        settings: AgentSettings,
+        random: Chance,
     ) -> None:
         self.epoch = 0
         self.gate = gate
@@ -64,7 +71,7 @@ class Steps:
         self._node_id = node_id
         self._link = link
         self._wait_s = settings.wait_s
-        self._news = StandingNews(whole_s=settings.whole_list_s)
+        self._news = StandingNews(whole_s=settings.whole_list_s, random=random)
         self._drop_listed: Callable[[], None] = lambda: None
         self._asking: anyio.CancelScope | None = None
         self._is_dropped = False

@@ -34,6 +34,8 @@ class FenceHooks:
         self._chance = chance
         self._settings = settings
         self._tries: dict[NodeId, HookTries] = {}
+        # Those whose tries are running: counted for each lost node at each look.
+        self._running: set[NodeId] = set()
 
     def find(self, node_id: NodeId) -> HookTries | None:
         """What came of the hook for a node that is lost; None: nothing was tried."""
@@ -42,6 +44,7 @@ class FenceHooks:
     def forget(self, node_id: NodeId) -> None:
         """The node is back. A run that still goes on for it says nothing any more."""
         self._tries.pop(node_id, None)
+        self._running.discard(node_id)
 
     def start_due(self, node: Node, group: TaskGroup, on_fenced: OnFenced) -> None:
         """Start the hook for a lost node without evidence, if it is due and not too many runs go on."""
@@ -51,11 +54,11 @@ class FenceHooks:
         if tries is None or tries.lost_at_ns != node.lost_at_ns:
             tries = HookTries(lost_at_ns=node.lost_at_ns)
         now_ns = self._clock.now_ns()
-        running = sum(t.is_running for t in self._tries.values())
-        if tries.is_running or tries.next_try_ns > now_ns or running >= self._settings.hook_runs_max:
+        if tries.is_running or tries.next_try_ns > now_ns or len(self._running) >= self._settings.hook_runs_max:
             return
         begun = replace(tries, attempts=tries.attempts + 1, is_running=True, began_at_ns=now_ns, next_try_ns=0)
         self._tries[node.id] = begun
+        self._running.add(node.id)
         group.start_soon(self._run, self._hook, node, begun, on_fenced, name=f"fence hook for {node.id}")
 
     async def _run(self, hook: FenceHook, node: Node, begun: HookTries, on_fenced: OnFenced) -> None:
@@ -78,6 +81,7 @@ class FenceHooks:
             after_ns = self._clock.now_ns() + int(pause_s * _SECOND)
             told = replace(begun, is_running=False, exit_code=answer.exit_code, text=answer.text, next_try_ns=after_ns)
             self._tries[node.id] = told
+            self._running.discard(node.id)
 
     async def _tell(self, node: Node, answer: HookAnswer, on_fenced: OnFenced) -> HookAnswer:
         try:

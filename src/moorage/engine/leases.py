@@ -81,11 +81,10 @@ class Leases:
         """Look at all nodes again and again, until cancelled."""
         async with anyio.create_task_group() as group:
             while True:
-                nodes = self._reads.list_nodes()
-                silent = [r for r in nodes if r.value.status == "ready" and self._is_silent(r.value.id)]
+                silent = self._find_silent()
                 for start in range(0, len(silent), NODES_AT_ONCE):
                     await self._try_lose(silent[start : start + NODES_AT_ONCE])
-                for record in self._reads.list_nodes() if silent else nodes:
+                for record in self._find_noted():
                     try:
                         await self._look_at(record, group)
                     except StateConflict:
@@ -93,6 +92,31 @@ class Leases:
                     except MoorageError as error:
                         log.warning("lease.look_failed", node=record.value.id, code=error.code, error=error.message)
                 await anyio.sleep(LOOK_S)
+
+    def _find_silent(self) -> list[Record[Node]]:
+        """Nodes that were not heard of within their lease, by ID."""
+        now_ns, lease_ns = self._clock.monotonic_ns(), int(self._settings.lease_s * _SECOND)
+        heard, started_ns = self._heard_ns, self._started_ns
+        found = [
+            r
+            for r in self._repo.view.nodes
+            if now_ns - heard.get(r.value.id, started_ns) > lease_ns and r.value.status == "ready"
+        ]
+        return sorted(found, key=_id_of)
+
+    def _find_noted(self) -> list[Record[Node]]:
+        """Nodes of which something may have to be done, by ID. Nearly all are well and have nothing to forget: then
+        they cost no more than this look."""
+        noted = [
+            r
+            for r in self._repo.view.nodes
+            if r.value.status != "ready" or r.value.wanted == "draining" or self._remembers(r.value.id)
+        ]
+        return sorted(noted, key=_id_of)
+
+    def _remembers(self, node_id: NodeId) -> bool:
+        """Whether anything of an earlier loss is kept."""
+        return node_id in self._lost_ns or self.hooks.find(node_id) is not None
 
     def _is_silent(self, node_id: NodeId) -> bool:
         return self.silent_s(node_id) > self._settings.lease_s
@@ -252,6 +276,10 @@ class Leases:
             record = rules.replace(record, value=node, modified=revision)
             log.warning("claims.freed", node=node.id, count=len(batch), kinds=sorted({f.kind for _, f in batch}))
         return record
+
+
+def _id_of(record: Record[Node]) -> NodeId:
+    return record.value.id
 
 
 def put_freed(repo: Repo, write: Write, freed: Sequence[tuple[Record[Claim], Fence]], *, now_ns: int) -> None:

@@ -230,6 +230,14 @@ class Planner:
         )
         return Plan(planned=Planned(node_id=node_id, assignment=assignment), is_finished=False)
 
+    def find_basis(self, plugin_id: PluginId) -> object | None:
+        """What of a plugin, beside its healthy controllers, the steps of its records rest on; None: there is none."""
+        return self._facts.find(plugin_id).basis
+
+    def is_able(self, planned: Planned) -> bool:
+        """Whether the node that has the call can make it still."""
+        return planned.node_id in self._facts.find(planned.assignment.plugin_id).controllers
+
     def _timeout_s(self, step: ControllerStep) -> float:
         if isinstance(step, (CreateSnapshot, DeleteSnapshot)):
             return self._settings.snapshot_call_s
@@ -241,10 +249,9 @@ class Planner:
 
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """A node tells what it is calling; whether steps that had to wait for that may be handed out now."""
-        if not self.callers.hear(node_id, calling):
-            return False
-        served = (r.value.id for r in self._view.plugins if node_id in r.value.instances)
-        return any(self.callers.is_known(self._facts.find(plugin_id)) for plugin_id in served)
+        served = [self._facts.find(r.value.id) for r in self._view.plugins if node_id in r.value.instances]
+        waiting = [facts for facts in served if not self.callers.is_known(facts)]
+        return self.callers.hear(node_id, calling) and any(map(self.callers.is_known, waiting))
 
     def find_silent(self, plugin_id: PluginId) -> list[NodeId]:
         """Nodes that have not told this run of the server what they are calling, while the plugin's calls wait."""

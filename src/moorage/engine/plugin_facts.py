@@ -12,10 +12,11 @@ from moorage.state.view import View
 
 
 class Facts:
-    """One plugin's record, measured. ``controllers``: nodes that can make its calls, in the order of choice;
-    ``is_heard``: all of them have told what they are calling (see ``engine.callers``)."""
+    """One plugin's record, measured. ``controllers``: nodes that can make its calls, in their order; ``is_heard``: all
+    of them have told what they are calling (see ``engine.callers``); ``basis``: what else of the plugin the steps of
+    its records rest on; None: there is no such plugin."""
 
-    __slots__ = ("controllers", "health", "info", "is_heard", "plugin")
+    __slots__ = ("basis", "controllers", "health", "info", "is_heard", "plugin")
 
     def __init__(self, plugin: Plugin | None) -> None:
         self.plugin = plugin
@@ -24,6 +25,7 @@ class Facts:
         # A dict, so that asking for one of many is as cheap as taking the first.
         self.controllers: dict[NodeId, None] = dict.fromkeys(list_controllers(plugin))
         self.is_heard = False
+        self.basis = (self.health.is_controller_required, self.info) if plugin is not None else None
 
 
 class PluginFacts:

@@ -25,7 +25,7 @@ from moorage.engine.planning import Plan, Planned, Planner
 from moorage.engine.ports import Chance, Clock, EngineSettings
 from moorage.errors import MoorageError, StateConflict
 from moorage.model.assignment import StepAssignment
-from moorage.model.ids import NodeId
+from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.model.operation import Operation
 from moorage.model.plugin import Plugin
@@ -83,6 +83,8 @@ class Reconciler:
         self._told: dict[str, int] = {}
         # In the order of their decisions, so that the oldest is looked at first.
         self._unfinished: dict[str, None] = {}
+        # What the steps of each plugin's records rest on, as it was when they were decided.
+        self._bases: dict[PluginId, object] = {}
         self._due = DueKeys()
         self._is_due_earlier = anyio.Event()
         self._writing: set[str] = set()
@@ -115,7 +117,7 @@ class Reconciler:
         record = change.after if change.after is not None else change.before
         if table == keys.PLUGINS:
             assert isinstance(record, Plugin)
-            self._decide_unfinished()
+            self._look_at_plugin(record.id)
             return
         if table == keys.NODES:
             assert isinstance(record, Node)
@@ -129,6 +131,18 @@ class Reconciler:
             self._decide(other)
         for claim in self.planner.find_shown_claims(record):
             self._note(claims_topic(claim.node_id), claim.id)
+
+    def _look_at_plugin(self, plugin_id: PluginId) -> None:
+        """A plugin has an instance for each node, and each report of a node may change it: only what rests on something
+        that is otherwise now is decided again. A step stays where it is as long as the controller there is healthy."""
+        basis = self.planner.find_basis(plugin_id)
+        is_other = basis != self._bases.pop(plugin_id, None)
+        if basis is not None:
+            self._bases[plugin_id] = basis
+        for key in list(self._unfinished):
+            planned = self.assigned.get(key)
+            if is_other or planned is None or not self.planner.is_able(planned):
+                self._decide(key)
 
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> None:
         """A node tells of which serial keys it is at a call, having dropped what an earlier run handed to it."""

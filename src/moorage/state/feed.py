@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -136,7 +137,10 @@ class Feed:
         self.signals = Signals()
         self._listeners: list[Listener] = []
         self._end_listeners: list[EndListener] = []
+        # Who waits for a revision, and those revisions, the lowest first: many writers may wait at once, and each
+        # commit must not look at all of them.
         self._reached: dict[Revision, list[anyio.Event]] = {}
+        self._awaited: list[Revision] = []
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` on every change, in order, in the loop turn that applies it. It must not block."""
@@ -225,8 +229,8 @@ class Feed:
         self.view.revision = max(self.view.revision, revision)
         for listener in self._end_listeners:
             listener(self.view.revision, is_load)
-        for reached in [r for r in self._reached if r <= self.view.revision]:
-            for event in self._reached.pop(reached):
+        while self._awaited and self._awaited[0] <= self.view.revision:
+            for event in self._reached.pop(heappop(self._awaited)):
                 event.set()
 
     async def reach(self, revision: Revision) -> None:
@@ -234,5 +238,8 @@ class Feed:
         if self.view.revision >= revision:
             return
         event = anyio.Event()
-        self._reached.setdefault(revision, []).append(event)
+        if revision not in self._reached:
+            self._reached[revision] = []
+            heappush(self._awaited, revision)
+        self._reached[revision].append(event)
         await event.wait()

@@ -17,9 +17,9 @@ import resource
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,19 +45,24 @@ from moorage.testing import virtual_loop
 from moorage.testing.agent_world import MemoryMounter
 from moorage.testing.clock import SeededChance
 from moorage.testing.quiet_storage import put_volumes
-from moorage.testing.scale_parts import Clock, Facts, Hook, Line, QuickDriver
+from moorage.testing.scale_parts import Clock, Facts, Hook, Line, QuickDriver, name_controller
+from moorage.testing.sim_hosts import NO_PROCESSES
 from moorage.testing.sim_network import SimClient
 
 PLUGIN = PluginId("many")
 LOST_PART = STOPPED_PART = 10
 BATCH = 100
 CONTROLLERS = 3
-# What an agent looks at again and again, without any news, is paid on its own host and not here.
-AGENT = AgentSettings(socket_look_s=60.0, mount_probe_s=60.0, rescan_s=300.0)
+# What an agent looks at again and again, without any news, is paid on its own host and not here; the whole list of its
+# claims, of which it asks once a minute if there is any news, is a cost of time and not of changes.
+AGENT = AgentSettings(socket_look_s=60.0, mount_probe_s=3600.0, rescan_s=3600.0, whole_list_s=3600.0)
 LOOK_S = 0.25
 IDLE_S = 20.0
 HISTORY_KEPT = 2000
 STORY_MAX_S = 100_000.0
+
+
+Around = Callable[[str], AbstractContextManager[object]]
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,30 +75,33 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """What a story took. ``changes``: uses that it began or ended; ``queue_max``: the most records that waited for a
-    driver's answer or a write; ``sent_bytes``: answers to agents; ``virtual_s``: until all was as it should be;
-    ``idle_cpu_s``: what leases and looks at nothing cost in that time, by the story *idle*."""
+    driver's answer or a write; ``controller_calls``: of each controller, the busiest first; ``sent_bytes``: answers to
+    agents; ``virtual_s``: until all was as it should be; ``idle_cpu_s``, ``idle_sent_bytes``: what leases and
+    looks at nothing cost in that time, by the story *idle*."""
 
     story: str
     nodes: int
     volumes: int
     changes: int
     calls: int
+    controller_calls: tuple[int, ...] = ()
     commits: int
     answers: int
     sent_bytes: int
     queue_max: int
     virtual_s: float
     cpu_s: float
-    idle_cpu_s: float
     memory_mb: int
+    idle_cpu_s: float = 0.0
+    idle_sent_bytes: int = 0
 
 
-def measure(size: Size) -> tuple[Cost, ...]:
-    """Run all stories at a size."""
+def measure(size: Size, around: Around = nullcontext) -> tuple[Cost, ...]:
+    """Run all stories at a size. ``around``: a context for the time of each story, by its name."""
     root = tempfile.mkdtemp(prefix="msc-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
     with _quiet(), _collecting_rarely():
         try:
-            return virtual_loop.run(lambda: _Run(size, root).run(), seed=size.seed)
+            return virtual_loop.run(lambda: _Run(size, root, around).run(), seed=size.seed)
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
@@ -117,9 +125,22 @@ def _collecting_rarely() -> Iterator[None]:
         yield
 
 
+def _with_idle(cost: Cost, idle: Cost) -> Cost:
+    share = cost.virtual_s / idle.virtual_s
+    return msgspec.structs.replace(
+        cost, idle_cpu_s=round(idle.cpu_s * share, 2), idle_sent_bytes=int(idle.sent_bytes * share)
+    )
+
+
+def _name_outside(node_id: NodeId) -> str:
+    """The driver's name for a node."""
+    return f"x{node_id[:8]}"
+
+
 class _Run:
-    def __init__(self, size: Size, root: str) -> None:
+    def __init__(self, size: Size, root: str, around: Around) -> None:
         self._size = size
+        self._around = around
         self._root = root
         self._counts: Counter[str] = Counter()
         self._store = MemoryStore()
@@ -127,7 +148,6 @@ class _Run:
         self._repo: Repo
         self._server = anyio.CancelScope()
         self._started_s = 0.0
-        self._idle_rate = 0.0
         self._agents: dict[NodeId, anyio.CancelScope] = {}
         self._queue_max = 0
         self._nodes = [NodeId(f"{n:08d}-2222-3333-4444-555555555555") for n in range(size.nodes)]
@@ -152,16 +172,17 @@ class _Run:
                 for node_id in self._nodes:
                     group.start_soon(self._run_agent, node_id)
                 await self._until(self._are_all_known)
-            with self._costing("idle", len(self._nodes)):
-                await anyio.sleep(IDLE_S)
             await put_volumes(self._repo, list(self._places), PLUGIN, batch=BATCH)
             with self._costing("storm", len(self._places)):
                 await self._start(list(self._places))
-                await self._until(lambda: self._count("running") == len(self._places))
+                await self._until_running(self._places)
+            with self._costing("idle", len(self._nodes)):
+                await anyio.sleep(IDLE_S)
             await self._lose(self._nodes[::LOST_PART])
             await self._restart(group)
             group.cancel_scope.cancel()
-        return tuple(self._costs)
+        idle = next(c for c in self._costs if c.story == "idle")
+        return tuple(_with_idle(cost, idle) for cost in self._costs)
 
     # -- stories -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +197,7 @@ class _Run:
             for number, name in enumerate(names):
                 self._places[name] = left[number % len(left)]
             await self._start(names)
-            await self._until(lambda: self._count("running") == len(self._places))
+            await self._until_running(names)
 
     async def _restart(self, group: TaskGroup) -> None:
         stopped = list(self._places)[::STOPPED_PART]
@@ -205,7 +226,7 @@ class _Run:
 
     async def _run_agent(self, node_id: NodeId) -> None:
         mounter, name = MemoryMounter(), node_id[:8]
-        facts = Facts(external_id=f"x{name}", is_controller=node_id in self._nodes[:CONTROLLERS])
+        facts = Facts(external_id=_name_outside(node_id), is_controller=node_id in self._nodes[:CONTROLLERS])
         driver = QuickDriver(facts, mounter, f"{self._root}/data", self._counts)
 
         def connect(plugin_id: PluginId, spec: DriverSpec) -> Driver:
@@ -221,6 +242,7 @@ class _Run:
                 around=agent.Surroundings(
                     connect=connect, mounter=mounter, clock=Clock().now_ns, ticks=anyio.current_time,
                     hops=virtual_loop.VirtualHops(), random=random.Random(f"{self._size.seed}/{node_id}").random,
+                    proc=NO_PROCESSES,
                 ),
             )  # fmt: skip
         del self._agents[node_id]
@@ -266,19 +288,33 @@ class _Run:
         )
         self._uses[name] = (await self._service.allocations.start(use)).value.id
 
-    def _count(self, status: str) -> int:
-        find = self._service.reads.find_allocation
-        return sum(1 for i in self._uses.values() if (found := find(i)) is not None and found.value.status == status)
+    async def _until_running(self, names: Iterable[str]) -> None:
+        """Until the use of each volume runs. One that runs goes on: each is looked at until then, and the rest once."""
+        left = deque(names)
+
+        def are_running() -> bool:
+            while left and self._is_running(left[0]):
+                left.popleft()
+            return not left
+
+        await self._until(are_running)
+
+    def _is_running(self, name: str) -> bool:
+        found = self._service.reads.find_allocation(self._uses[name])
+        return found is not None and found.value.status == "running"
+
+    def _count_controllers(self, before: Counter[str]) -> tuple[int, ...]:
+        names = [name_controller(_name_outside(node_id)) for node_id in self._nodes[:CONTROLLERS]]
+        return tuple(sorted((self._counts[name] - before[name] for name in names), reverse=True))
 
     @contextmanager
     def _costing(self, story: str, changes: int) -> Iterator[None]:
         before, revision = self._counts.copy(), self._repo.view.revision
         began_s, cpu_s = anyio.current_time(), time.process_time()
         self._queue_max = 0
-        yield
+        with self._around(story):
+            yield
         virtual_s, spent_s = anyio.current_time() - began_s, time.process_time() - cpu_s
-        if story == "idle":
-            self._idle_rate = spent_s / virtual_s
         self._costs.append(
             Cost(
                 story=story,
@@ -286,13 +322,13 @@ class _Run:
                 volumes=len(self._places),
                 changes=changes,
                 calls=self._counts["calls"] - before["calls"],
+                controller_calls=self._count_controllers(before),
                 commits=self._repo.view.revision - revision,
                 answers=self._counts["answers"] - before["answers"],
                 sent_bytes=self._counts["sent_bytes"] - before["sent_bytes"],
                 queue_max=self._queue_max,
                 virtual_s=round(virtual_s, 2),
                 cpu_s=round(spent_s, 2),
-                idle_cpu_s=round(self._idle_rate * virtual_s, 2),
                 memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             )
         )

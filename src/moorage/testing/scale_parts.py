@@ -48,6 +48,11 @@ class Hook:
         return HookAnswer(is_fenced=True, text="switched off")
 
 
+def name_controller(external_id: str) -> str:
+    """Under what the calls of a node's controller are counted."""
+    return f"controller calls of {external_id}"
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver says about itself."""
 
@@ -97,6 +102,8 @@ class QuickDriver:
     async def run(self, step: steps.Step, *, timeout_s: float) -> steps.Outcome:
         """Carry out a step."""
         self._counts["calls"] += 1
+        if isinstance(step, steps.ControllerStep):
+            self._counts[name_controller(self._facts.external_id)] += 1
         draw = random.Random(f"{getattr(step, 'external_id', '')}/{type(step).__name__}")
         await anyio.sleep(draw.uniform(*CALL_S))
         return carry_out(step, self._mounter, self._data)

@@ -34,6 +34,10 @@ SETTINGS = AgentSettings(
 )  # fmt: skip
 
 
+# Nobody holds a path here: this machine's own processes, and its mounts, are no part of a run.
+NO_PROCESSES = Path("/nonexistent")
+
+
 class Mount(msgspec.Struct, frozen=True):
     """Something mounted at a path since ``at_s``."""
 
@@ -156,6 +160,7 @@ class Host:
             random=random.Random(f"agent/{world.seed}/{owner}").random,
             ticks=anyio.current_time,
             hops=VirtualHops(),
+            proc=NO_PROCESSES,
         )
         await agent.run(
             SimClient(world.network, self),
