@@ -100,3 +100,16 @@ def test_spares_are_few_and_those_of_an_earlier_process_go(place: Path) -> None:
     assert len(os.listdir(place / "t")) == SPARES_MAX
     make(place)
     assert os.listdir(place / "t") == []
+
+
+def test_what_was_written_by_half_is_not_put_in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spares, one = make(place), place / "u" / "one"
+    put(spares, one, "old")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:5]))
+    with pytest.raises(OSError, match="No space left"):
+        put(spares, one, "new" * 9)
+    monkeypatch.undo()
+    assert read(one) == "old"
+    put(spares, one, "newer")
+    assert read(one) == "newer"

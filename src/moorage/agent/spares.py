@@ -57,7 +57,8 @@ class Spares:
         # A write that returns when the content is on disk is one call; each call may have to wait for the interpreter.
         descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, content.ljust(size))
+            if os.write(descriptor, content.ljust(size)) != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         finally:
             os.close(descriptor)
         old_size = self._sizes.get(path)
