@@ -8,6 +8,7 @@ For the writer thread. Never: the event loop, transactions, clock.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
@@ -31,7 +32,8 @@ class Rows:
 
     def __init__(self, connection: apsw.Connection, *, recent_bytes: int) -> None:
         self._db = connection
-        self._recent: dict[str, Entry] = {}
+        # An OrderedDict, because it is taken from at the front: a dict walks over all that were taken before.
+        self._recent: OrderedDict[str, Entry] = OrderedDict()
         self._recent_bytes = 0
         self._recent_bytes_max = recent_bytes
 
@@ -62,7 +64,7 @@ class Rows:
                 self._recent[key] = entry
                 self._recent_bytes += len(entry.value) + _ENTRY_BYTES
         while self._recent_bytes > self._recent_bytes_max:
-            oldest = self._recent.pop(next(iter(self._recent)))
+            _, oldest = self._recent.popitem(last=False)
             self._recent_bytes -= len(oldest.value) + _ENTRY_BYTES
 
     def forget(self) -> None:

@@ -99,7 +99,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 def measure(size: Size, around: Around = nullcontext) -> tuple[Cost, ...]:
     """Run all stories at a size. ``around``: a context for the time of each story, by its name."""
     root = tempfile.mkdtemp(prefix="msc-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    with _quiet(), _collecting_rarely():
+    with _quiet():
         try:
             return virtual_loop.run(lambda: _Run(size, root, around).run(), seed=size.seed)
         finally:
@@ -114,15 +114,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         structlog.configure(**before)
-
-
-@contextmanager
-def _collecting_rarely() -> Iterator[None]:
-    """As a server does: looking through all that stays, again and again, would cost more the more there is."""
-    collector = Collector(lambda: 0)
-    with collector.open():
-        collector.freeze()
-        yield
 
 
 def _with_idle(cost: Cost, idle: Cost) -> Cost:
@@ -145,7 +136,9 @@ class _Run:
         self._counts: Counter[str] = Counter()
         self._store = MemoryStore()
         self._line = Line(self._counts)
-        self._repo: Repo
+        self._repo = Repo(self._store, Feed(self._store))
+        # As a server does: looking through all that stays, again and again, would cost more the more there is.
+        self._collector = Collector(lambda: self._repo.view.count)
         self._server = anyio.CancelScope()
         self._started_s = 0.0
         self._agents: dict[NodeId, anyio.CancelScope] = {}
@@ -164,10 +157,18 @@ class _Run:
 
     async def run(self) -> tuple[Cost, ...]:
         """All stories."""
+        with self._collector.open():
+            self._collector.freeze()
+            await self._run_stories()
+        idle = next(c for c in self._costs if c.story == "idle")
+        return tuple(_with_idle(cost, idle) for cost in self._costs)
+
+    async def _run_stories(self) -> None:
         async with anyio.create_task_group() as group:
             await group.start(self._run_server)
             group.start_soon(self._forget_history)
             group.start_soon(self._watch_queues)
+            group.start_soon(self._collector.run)
             with self._costing("start", len(self._nodes)):
                 for node_id in self._nodes:
                     group.start_soon(self._run_agent, node_id)
@@ -181,8 +182,6 @@ class _Run:
             await self._lose(self._nodes[::LOST_PART])
             await self._restart(group)
             group.cancel_scope.cancel()
-        idle = next(c for c in self._costs if c.story == "idle")
-        return tuple(_with_idle(cost, idle) for cost in self._costs)
 
     # -- stories -----------------------------------------------------------------------------------------------------
 
