@@ -17,6 +17,7 @@ from moorage.model.node import Node
 from moorage.model.plugin import Instance
 from moorage.model.volume import Capability, Volume
 from moorage.state import keys
+from moorage.state.memory import MemoryStore
 from moorage.state.repo import Write
 
 pytestmark = pytest.mark.anyio
@@ -42,9 +43,13 @@ async def put_new(kit: Kit, count: int = COUNT) -> None:
     await kit.repo.commit(write)
 
 
+async def register(kit: Kit, node_id: NodeId) -> None:
+    await kit.service.nodes.register(Node(id=node_id, name=node_id[:4], boot_id="b1"))
+
+
 async def report(kit: Kit, node_id: NodeId, *, healthy: bool = True, is_controller: bool = True) -> None:
     """A node comes and tells of its driver."""
-    await kit.service.nodes.register(Node(id=node_id, name=node_id[:4], boot_id="b1"))
+    await register(kit, node_id)
     instance: Instance = kit.driver.instance(node_id, healthy=healthy)
     if not is_controller:
         instance = replace(instance, controller=None)
@@ -132,3 +137,35 @@ async def test_all_is_decided_again_when_the_driver_is_another_one() -> None:
         other = replace(instance, controller=replace(instance.controller, supports_attach_detach=False))
         await kit.service.nodes.report_plugins(NODE, {PLUGIN: other})
         assert len(set(planned)) == COUNT
+
+
+async def test_after_a_restart_the_last_controller_that_is_heard_decides_and_no_other_node_does() -> None:
+    store = MemoryStore()
+    async with running_kit(store) as kit:
+        await report(kit, FIRST)
+        await report(kit, SECOND, is_controller=False)
+    async with running_kit(store) as kit:
+        kit.is_calling = False
+        await put_new(kit)
+        assert find_places(kit) == {}, "the other controller may be at one of them"
+        planned = count_plans(kit)
+        await register(kit, SECOND)
+        assert planned == []
+        await register(kit, FIRST)
+        assert len(set(planned)) == len(find_places(kit)) == COUNT
+        planned.clear()
+        await register(kit, NodeId("30000000-2222-3333-4444-555555555555"))
+        assert planned == []
+
+
+async def test_nodes_that_are_heard_after_the_controllers_decide_nothing_again() -> None:
+    store = MemoryStore()
+    async with running_kit(store) as kit:
+        await report(kit, SECOND, is_controller=False)
+    async with running_kit(store) as kit:
+        kit.is_calling = False
+        await put_new(kit)
+        planned = count_plans(kit)
+        await register(kit, SECOND)
+        assert planned == []
+        assert len(find_places(kit)) == COUNT
