@@ -13,9 +13,9 @@ from asgi_asking import Exchange, exchange, make_door
 from engine_kit import running_kit
 
 from moorage.api import encoding
-from moorage.api.door import PIECE_BYTES, _gather
 from moorage.api.encoding import BYTES_MIN, INLINE_BYTES_MAX, Compressor, Pieces, choose_coding
 from moorage.api.http import JSON, Answer, Write
+from moorage.api.pieces import PIECE_BYTES, gather
 
 pytestmark = pytest.mark.anyio
 
@@ -156,9 +156,9 @@ async def test_streams_are_compressed_piece_by_piece() -> None:
 def test_small_pieces_are_sent_together_and_long_ones_as_they_are() -> None:
     long = bytes(PIECE_BYTES + 5)
     pieces = [b"[", *[b"x" * 5000] * 100, long, b"y", long, b"]"]
-    gathered = _gather(pieces)
+    gathered = gather(pieces)
     assert b"".join(gathered) == b"".join(pieces)
     assert len(gathered) == 2 + 1 + 1 + 1 + 1
     assert max(len(piece) for piece in gathered if piece is not long) <= PIECE_BYTES
     assert sum(piece is long for piece in gathered) == 2
-    assert _gather([]) == []
+    assert gather([]) == []

@@ -15,13 +15,12 @@ Never: ends a call (its deadline does).
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from math import inf
 
 import anyio
 
 from moorage.model.steps import Direction
+from moorage.waking import Bell
 
 # Volumes remembered for a call without an answer, the newest last.
 HANGING_MAX = 10_000
@@ -30,14 +29,33 @@ HANGING_MAX = 10_000
 class Ticket:
     """A call with its slot, or waiting for one. ``no_answer``: set it when the call has ended without an answer."""
 
+    __slots__ = ("changed", "direction", "no_answer", "shelf", "since_s", "subject")
+
     def __init__(self, direction: Direction, subject: str) -> None:
         self.direction = direction
         self.subject = subject
         self.no_answer = False
         self.since_s = 0.0
         self.shelf: _Shelf | None = None
-        # Made when it has to wait.
-        self.changed: anyio.Event | None = None
+        self.changed = Bell()
+
+
+class Slot:
+    """A slot for the block's one call."""
+
+    __slots__ = ("_budget", "_ticket")
+
+    def __init__(self, budget: Budget, ticket: Ticket) -> None:
+        self._budget = budget
+        self._ticket = ticket
+
+    async def __aenter__(self) -> Ticket:
+        if not self._budget.take_free(self._ticket):
+            await self._budget.wait(self._ticket)
+        return self._ticket
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._budget.give_back(self._ticket)
 
 
 class _Shelf:
@@ -91,56 +109,47 @@ class Budget:
         self._waiting: OrderedDict[Ticket, None] = OrderedDict()
         self._hanging: dict[str, None] = {}
 
-    @asynccontextmanager
-    async def slot(self, direction: Direction, subject: str) -> AsyncIterator[Ticket]:
+    def slot(self, direction: Direction, subject: str) -> Slot:
         """A slot for the block's one call; ``subject`` names the volume."""
-        ticket = Ticket(direction, subject)
-        if not self._take(ticket):
-            await self._acquire(ticket)
-        try:
-            yield ticket
-        finally:
-            self._release(ticket)
+        return Slot(self, Ticket(direction, subject))
 
-    def _take(self, ticket: Ticket) -> bool:
-        """Take a slot at once, where nobody has to wait for one."""
-        shelf = self._usual
-        if self._waiting or shelf.free <= 0 or ticket.subject in self._hanging:
+    def _choose(self, ticket: Ticket) -> _Shelf:
+        return self._slow if self._has_slow and ticket.subject in self._hanging else self._usual
+
+    def take_free(self, ticket: Ticket) -> bool:
+        """Give the ticket a slot if one is free and nobody waits."""
+        shelf = self._choose(ticket)
+        if self._waiting or shelf.free <= 0:
             return False
-        shelf.free -= 1
-        ticket.shelf = shelf
-        ticket.since_s = anyio.current_time()
-        self._running[ticket] = None
+        self._begin(ticket, shelf)
         return True
 
-    async def _acquire(self, ticket: Ticket) -> None:
-        shelf = self._slow if self._has_slow and ticket.subject in self._hanging else self._usual
+    async def wait(self, ticket: Ticket) -> None:
+        """Return once it is the ticket's turn."""
+        shelf = self._choose(ticket)
         shelf.wait(ticket)
-        changed = ticket.changed = anyio.Event()
         self._waiting[ticket] = None
         try:
             self._hand_out()
             self._wake_watcher()
             while ticket.shelf is None:
                 is_watching = next(iter(self._waiting)) is ticket
-                with anyio.move_on_after(self._until_slow_s() if is_watching else inf):
-                    await changed.wait()
-                changed = ticket.changed = anyio.Event()
+                await ticket.changed.wait(self._until_slow_s() if is_watching else inf)
                 if ticket.shelf is None:
                     self._hand_out()
         except BaseException:
             shelf.leave(ticket)
             self._stop_waiting(ticket)
             if ticket.shelf is not None:
-                self._release(ticket)
+                self.give_back(ticket)
             raise
 
-    def _release(self, ticket: Ticket) -> None:
+    def give_back(self, ticket: Ticket) -> None:
+        """The call has ended."""
         del self._running[ticket]
         assert ticket.shelf is not None
         ticket.shelf.free += 1
-        if self._hanging:
-            self._hanging.pop(ticket.subject, None)
+        self._hanging.pop(ticket.subject, None)
         if ticket.no_answer and ticket.subject:
             self._hanging[ticket.subject] = None
             if len(self._hanging) > HANGING_MAX:
@@ -159,13 +168,15 @@ class Budget:
 
     def _give(self, shelf: _Shelf) -> None:
         while shelf.free > 0 and (ticket := shelf.pop()) is not None:
-            shelf.free -= 1
-            ticket.shelf = shelf
-            ticket.since_s = anyio.current_time()
-            self._running[ticket] = None
+            self._begin(ticket, shelf)
             self._stop_waiting(ticket)
-            if ticket.changed is not None:
-                ticket.changed.set()
+            ticket.changed.ring()
+
+    def _begin(self, ticket: Ticket, shelf: _Shelf) -> None:
+        shelf.free -= 1
+        ticket.shelf = shelf
+        ticket.since_s = anyio.current_time()
+        self._running[ticket] = None
 
     def _shelve_slow(self) -> None:
         now_s = anyio.current_time()
@@ -193,6 +204,4 @@ class Budget:
     def _wake_watcher(self) -> None:
         """Something has changed that may bring forward, or put off, the moment that the first waiter watches for."""
         if self._waiting:
-            changed = next(iter(self._waiting)).changed
-            assert changed is not None, "whoever waits has one"
-            changed.set()
+            next(iter(self._waiting)).changed.ring()

@@ -5,17 +5,18 @@ A report is lost only with the process, and then its step is handed out again. R
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 import structlog
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from moorage.agent.ports import AgentSettings, Chance
 from moorage.client.api import retry_delay_s
 from moorage.errors import Rejected, Unavailable
 from moorage.model.assignment import Report, StepReport
+from moorage.waking import Bell
 
 log = structlog.get_logger()
 
@@ -37,29 +38,27 @@ class Reporter:
     def __init__(self, sink: ReportSink, settings: AgentSettings, *, random: Chance) -> None:
         self._sink = sink
         self._batch = settings.reports_batch
+        self._kept_max = settings.reports_kept_max
         self._random = random
-        self._send: MemoryObjectSendStream[tuple[Report, Taken]]
-        self._receive: MemoryObjectReceiveStream[tuple[Report, Taken]]
-        self._send, self._receive = anyio.create_memory_object_stream[tuple[Report, Taken]](settings.reports_kept_max)
+        self._kept: deque[tuple[Report, Taken]] = deque()
+        self._has_come, self._has_room = Bell(), Bell()
 
     async def send(self, report: Report, taken: Taken = lambda is_taken: None) -> None:
         """Hand a report over; waits only while too many are on their way."""
-        try:
-            self._send.send_nowait((report, taken))
-        except anyio.WouldBlock:
-            await self._send.send((report, taken))
+        while len(self._kept) >= self._kept_max:
+            await self._has_room.wait()
+        self._kept.append((report, taken))
+        self._has_come.ring()
 
     async def run(self) -> None:
         """Send what comes, for ever."""
-        with self._send, self._receive:
-            async for first in self._receive:
-                batch = [first]
-                while len(batch) < self._batch:
-                    try:
-                        batch.append(self._receive.receive_nowait())
-                    except anyio.WouldBlock:
-                        break
-                await self._deliver(batch)
+        kept = self._kept
+        while True:
+            while not kept:
+                await self._has_come.wait()
+            batch = [kept.popleft() for _ in range(min(len(kept), self._batch))]
+            self._has_room.ring()
+            await self._deliver(batch)
 
     async def _deliver(self, batch: list[tuple[Report, Taken]]) -> None:
         failures = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
@@ -21,34 +21,39 @@ T = TypeVar("T")
 Fold = Callable[[Any, str], Any]
 
 
-class CapabilityBody(Struct):
+class Body(Struct, forbid_unknown_fields=True):
+    """A body or a part of one. Whoever spells each member as the API does is read without a second look: what is not
+    known is an error first, and then read the lenient way."""
+
+
+class CapabilityBody(Body):
     """A capability."""
 
     access_mode: str = field(default="", name="AccessMode")
     attachment_mode: str = field(default="", name="AttachmentMode")
 
 
-class MountOptionsBody(Struct):
+class MountOptionsBody(Body):
     """Mount options."""
 
     fs_type: str = field(default="", name="FSType")
     mount_flags: list[str] | None = field(default=None, name="MountFlags")
 
 
-class TopologyBody(Struct):
+class TopologyBody(Body):
     """A topology."""
 
     segments: dict[str, str] | None = field(default=None, name="Segments")
 
 
-class TopologyRequestBody(Struct):
+class TopologyRequestBody(Body):
     """A topology request."""
 
     required: list[TopologyBody] | None = field(default=None, name="Required")
     preferred: list[TopologyBody] | None = field(default=None, name="Preferred")
 
 
-class VolumeBody(Struct):
+class VolumeBody(Body):
     """A volume as a client sends it."""
 
     id: str = field(default="", name="ID")
@@ -71,7 +76,7 @@ class VolumeBody(Struct):
     attachment_mode: str = field(default="", name="AttachmentMode")
 
 
-class VolumesBody(Struct):
+class VolumesBody(Body):
     """Body of register and create."""
 
     volumes: list[VolumeBody] | None = field(default=None, name="Volumes")
@@ -79,7 +84,7 @@ class VolumesBody(Struct):
     region: str = field(default="", name="Region")
 
 
-class SnapshotBody(Struct):
+class SnapshotBody(Body):
     """A snapshot to make."""
 
     source_volume_id: str | UnsetType = field(default=UNSET, name="SourceVolumeID")
@@ -89,7 +94,7 @@ class SnapshotBody(Struct):
     parameters: dict[str, str] | None = field(default=None, name="Parameters")
 
 
-class SnapshotsBody(Struct):
+class SnapshotsBody(Body):
     """Body of snapshot create."""
 
     snapshots: list[SnapshotBody | None] | None = field(default=None, name="Snapshots")
@@ -97,7 +102,7 @@ class SnapshotsBody(Struct):
     region: str = field(default="", name="Region")
 
 
-class VolumeRequestBody(Struct):
+class VolumeRequestBody(Body):
     """A volume that an allocation asks for."""
 
     name: str = field(default="", name="Name")
@@ -110,7 +115,7 @@ class VolumeRequestBody(Struct):
     target: str = field(default="", name="Target")
 
 
-class AllocationBody(Struct):
+class AllocationBody(Body):
     """An allocation to start."""
 
     id: str = field(default="", name="ID")
@@ -123,33 +128,33 @@ class AllocationBody(Struct):
     volumes: list[VolumeRequestBody] | None = field(default=None, name="Volumes")
 
 
-class StartBody(Struct):
+class StartBody(Body):
     """Body of ``PUT /v1/allocations``."""
 
     allocation: AllocationBody | None = field(default=None, name="Allocation")
 
 
-class DrainSpecBody(Struct):
+class DrainSpecBody(Body):
     """How to drain; the deadline is not used: nothing is unmounted under a process that still writes."""
 
     deadline: int = field(default=0, name="Deadline")
     ignore_system_jobs: bool = field(default=False, name="IgnoreSystemJobs")
 
 
-class DrainBody(Struct):
+class DrainBody(Body):
     """Body of ``PUT /v1/node/:id/drain``; no spec ends a drain."""
 
     spec: DrainSpecBody | None = field(default=None, name="DrainSpec")
     mark_eligible: bool = field(default=False, name="MarkEligible")
 
 
-class EligibilityBody(Struct):
+class EligibilityBody(Body):
     """Body of ``PUT /v1/node/:id/eligibility``."""
 
     eligibility: str = field(default="", name="Eligibility")
 
 
-class FenceBody(Struct):
+class FenceBody(Body):
     """Body of ``PUT /v1/node/:id/fence``."""
 
     reason: str = field(default="", name="Reason")
@@ -157,14 +162,14 @@ class FenceBody(Struct):
     by: str = field(default="", name="By")
 
 
-class ResetIdentityBody(Struct):
+class ResetIdentityBody(Body):
     """Body of ``PUT /v1/node/:id/reset-identity``."""
 
     reason: str = field(default="", name="Reason")
     by: str = field(default="", name="By")
 
 
-class JoinTokenBody(Struct):
+class JoinTokenBody(Body):
     """Body of ``PUT /v1/nodes/join-tokens``. ``TTL`` is a duration as Go writes it."""
 
     ttl: str = field(default="1h", name="TTL")
@@ -179,6 +184,19 @@ def decode(kind: type[T], body: bytes) -> T:
     """A request body as ``kind``. Raises BadRequest that names the byte or the member and what was expected."""
     if not body:
         raise BadRequest("Request body is empty")
+    if issubclass(kind, Body):
+        decoder = _DECODERS.get(kind)
+        if decoder is None:
+            decoder = _DECODERS[kind] = msgspec.json.Decoder(kind)
+        try:
+            return cast(T, decoder.decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+    return decode_leniently(kind, body)
+
+
+def decode_leniently(kind: type[T], body: bytes) -> T:
+    """The same for any spelling of members, with what is wrong."""
     value = _parse(body)
     if value is None:
         value = {}
@@ -213,6 +231,7 @@ def _kind_name(value: Any) -> str:
 
 
 _FOLDS: dict[Any, Fold] = {}
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
 def _fold_for(kind: Any) -> Fold:

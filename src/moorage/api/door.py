@@ -22,9 +22,10 @@ from moorage.api.http import Answer, Request, Stream, Waited
 from moorage.api.limits import Hits, HttpSettings, client_of
 from moorage.api.once import Once
 from moorage.api.params import find_query, split_path
+from moorage.api.pieces import PIECE_BYTES, Whole, cut, gather
 from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
-from moorage.api.request_ids import choose_id
-from moorage.api.timing import Timing, timed
+from moorage.api.request_ids import BoundId, choose_id
+from moorage.api.timing import Timing
 from moorage.model.identity import Peer
 
 log = structlog.get_logger()
@@ -39,12 +40,13 @@ PEER = "moorage.peer"
 # And what happens when the client leaves; and a request's waiting so far, where it has waited already.
 LEAVING = "moorage.leaving"
 WAITED = "moorage.waited"
+# And what takes a body and gives an answer without a message for each piece, once.
+WHOLE = "moorage.whole"
+
+NO_PEER = Peer()
 
 # How long the last bytes of a stream may take once the server stops.
 LAST_WORD_S = 1.0
-# A long body is sent in such pieces, so that a slow reader keeps little in the server's buffers.
-PIECE_BYTES = 256 << 10
-SMALL_BYTES = 16 << 10
 
 
 class Gone(Exception):
@@ -87,14 +89,17 @@ class Door:
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = choose_id(headers.get("x-request-id", ""), self.new_id)
-        waited: Waited | None = scope.get("state", {}).get(WAITED)
-        before = (waited.began_s, waited.waited_s) if waited is not None else ()
-        with timed(*before) as timing, structlog.contextvars.bound_contextvars(request_id=request_id):
+        state = scope.get("state") or {}
+        waited: Waited | None = state.get(WAITED)
+        # Taken out, because it has the scope itself.
+        whole: Whole | None = state.pop(WHOLE, None)
+        timing = Timing() if waited is None else Timing(waited.began_s, waited.waited_s)
+        with timing, BoundId(request_id):
             client = client_of(scope["client"][0]) if scope.get("client") else ""
             try:
-                answer = await self._answer_scope(scope, headers, client, receive)
+                answer = await self._answer_scope(scope, headers, client, receive, whole)
                 if answer.stream is None:
-                    await self._send(answer, headers, request_id, timing, send=send)
+                    await self._send(answer, headers, request_id, timing, send=send, whole=whole)
                 elif (full := self.crowd.refuse(client)) is not None:
                     await self._send(refuse(headers.get("accept", ""), full), headers, request_id, timing, send=send)
                 else:
@@ -114,7 +119,9 @@ class Door:
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
-    async def _answer_scope(self, scope: Scope, headers: Mapping[str, str], client: str, receive: Receive) -> Answer:
+    async def _answer_scope(
+        self, scope: Scope, headers: Mapping[str, str], client: str, receive: Receive, whole: Whole | None
+    ) -> Answer:
         accept = headers.get("accept", "")
         target: bytes = scope.get("raw_path") or scope["path"].encode()
         query: bytes = scope["query_string"]
@@ -130,9 +137,13 @@ class Door:
             preflight = self._cors.answer_preflight(headers)
             if preflight is not None:
                 return preflight
-        body = await self._read_body(headers, receive)
-        if isinstance(body, Refusal):
-            return refuse(accept, body)
+        body = whole.take(self.limits.body_bytes_max) if whole is not None else None
+        if body is None:
+            read = await self._read_body(headers, receive)
+            if isinstance(read, Refusal):
+                return refuse(accept, read)
+            body = read
+        state = scope.get("state") or {}
         request = Request(
             method=method,
             path=target.decode("latin-1"),
@@ -142,15 +153,15 @@ class Door:
             headers=headers,
             body=body,
             remote=(scope.get("client") or ("",))[0],
-            peer=scope.get("state", {}).get(PEER) or Peer(),
-            waited=scope.get("state", {}).get(WAITED),
+            peer=state.get(PEER) or NO_PEER,
+            waited=state.get(WAITED),
         )
         if method == "GET" and request.query.get("index"):
             full = self.crowd.refuse(client) if request.waited is None else None
             if full is not None:
                 return refuse(accept, full)
             with self.crowd.counted(client):
-                return await self._answer_waiting(request, receive, scope.get("state", {}).get(LEAVING))
+                return await self._answer_waiting(request, receive, state.get(LEAVING))
         return await self._answer(request)
 
     def _check_head(self, target_bytes: int, headers: Headers) -> Refusal | None:
@@ -253,7 +264,14 @@ class Door:
         return out + [(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in answer.headers.items()]
 
     async def _send(
-        self, answer: Answer, headers: Mapping[str, str], request_id: str, timing: Timing, *, send: Send
+        self,
+        answer: Answer,
+        headers: Mapping[str, str],
+        request_id: str,
+        timing: Timing,
+        *,
+        send: Send,
+        whole: Whole | None = None,
     ) -> None:
         size = sum(len(p.data) for p in answer.pieces) if answer.pieces else len(answer.body)
         if size > PIECE_BYTES and self.unsent_bytes + size > self.limits.unsent_bytes_max:
@@ -262,18 +280,22 @@ class Door:
             answer = refuse(headers.get("accept", ""), self._hit("unsent_bytes", crowd))
         out = self._head(answer, headers, request_id)
         coding = _choose_coding(headers)
-        pieces = await self._find_pieces(answer, coding, out)
+        is_plain = not coding and not answer.pieces
+        pieces = (answer.body,) if is_plain else await self._find_pieces(answer, coding, out)
         size = sum(map(len, pieces))
         if answer.status != 204:
             out.append((b"content-length", str(size).encode()))
         out.append((b"server-timing", timing.header().encode()))
+        is_short = size <= PIECE_BYTES and len(pieces) == 1
+        if is_short and whole is not None and whole.give(answer.status, out, pieces[0]):
+            return
         await send({"type": "http.response.start", "status": answer.status, "headers": out})
-        if size <= PIECE_BYTES and len(pieces) == 1:
+        if is_short:
             await send({"type": "http.response.body", "body": pieces[0]})
             return
         self.unsent_bytes += size
         try:
-            parts = [part for piece in _gather(pieces) for part in _cut(piece)]
+            parts = [part for piece in gather(pieces) for part in cut(piece)]
             for number, part in enumerate(parts, start=1):
                 await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
         finally:
@@ -328,32 +350,6 @@ class Door:
         if is_whole or self.is_stopping.is_set():
             with anyio.move_on_after(LAST_WORD_S):
                 await send({"type": "http.response.body", "body": pieces.finish(), "more_body": False})
-
-
-def _gather(pieces: Sequence[bytes]) -> list[bytes]:
-    """The pieces with small neighbours joined: each takes a turn of the loop, and copying a few kilobytes less than
-    that. Long ones stay as they are."""
-    found: list[bytes] = []
-    small: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        is_small = len(piece) <= SMALL_BYTES
-        if small and (not is_small or size + len(piece) > PIECE_BYTES):
-            found.append(b"".join(small))
-            small, size = [], 0
-        if is_small:
-            small.append(piece)
-            size += len(piece)
-        else:
-            found.append(piece)
-    return [*found, b"".join(small)] if small else found
-
-
-def _cut(piece: bytes) -> list[bytes]:
-    """A piece in pieces that a slow reader may keep in the server's buffers."""
-    if len(piece) <= PIECE_BYTES:
-        return [piece]
-    return [piece[at : at + PIECE_BYTES] for at in range(0, len(piece), PIECE_BYTES)]
 
 
 def _choose_coding(headers: Mapping[str, str]) -> str:

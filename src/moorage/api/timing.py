@@ -9,13 +9,21 @@ from contextvars import ContextVar
 
 
 class Timing:
-    """One request's times, in seconds of the monotonic clock."""
+    """One request's times, in seconds of the monotonic clock: that of the block's, which may have begun and waited
+    before."""
 
-    __slots__ = ("began_s", "waited_s")
+    __slots__ = ("_token", "began_s", "waited_s")
 
     def __init__(self, began_s: float | None = None, waited_s: float | None = None) -> None:
         self.began_s = time.perf_counter() if began_s is None else began_s
         self.waited_s = waited_s
+
+    def __enter__(self) -> Timing:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _current.reset(self._token)
 
     def header(self) -> str:
         """The header's value, in milliseconds as the header has them; ``wait`` only where the request waited."""
@@ -24,17 +32,6 @@ class Timing:
 
 
 _current: ContextVar[Timing | None] = ContextVar("moorage_timing", default=None)
-
-
-@contextmanager
-def timed(began_s: float | None = None, waited_s: float | None = None) -> Iterator[Timing]:
-    """Time the request in hand, which may have begun and waited before."""
-    timing = Timing(began_s, waited_s)
-    token = _current.set(timing)
-    try:
-        yield timing
-    finally:
-        _current.reset(token)
 
 
 @contextmanager

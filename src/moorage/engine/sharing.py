@@ -31,7 +31,7 @@ class _Question(Generic[T]):
 
     def __init__(self) -> None:
         self.asking = 0
-        self.lock = anyio.Lock()
+        self.lock = anyio.Lock(fast_acquire=True)
         self.next_round: _Round[T] = _Round()
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from moorage.api.door import LEAVING, PEER
+from moorage.api.door import LEAVING, PEER, WHOLE
 from moorage.api.limits import client_of
 from moorage.api.once import Once
 from moorage.model.identity import Peer
@@ -23,6 +23,7 @@ from moorage.serve.connections import Connection, Connections, Overdue, Refused
 from moorage.serve.corking import CorkedTransport
 from moorage.serve.lines import Line
 from moorage.serve.tls import find_peer
+from moorage.serve.whole import WholeExchange
 
 # Above this the parser splits no target; the app's own limit is not above it.
 TARGET_BYTES_MAX = 65535
@@ -237,6 +238,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._running = cycle
         self._corked = CorkedTransport(self.transport, self.loop)
         cycle.transport = self._corked  # type: ignore[assignment]  # it has all that a cycle uses
+        cycle.scope["state"][WHOLE] = WholeExchange(cycle, self.transport)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

@@ -6,8 +6,7 @@ A waiter's test runs in the same loop turn as the change it looks at, so a recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +21,7 @@ from moorage.state import keys
 from moorage.state.codec import Records
 from moorage.state.store import Event, EventBatch, Store
 from moorage.state.view import Record, View
+from moorage.waking import Bell
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -46,25 +46,37 @@ EndListener = Callable[[Revision, bool], None]
 
 
 class _Waiter(Generic[T]):
-    __slots__ = ("event", "result", "test")
+    __slots__ = ("bell", "result", "test")
 
     def __init__(self, test: Callable[[Change], T | None]) -> None:
         self.test = test
-        self.event = anyio.Event()
+        self.bell = Bell()
         self.result: T | None = None
 
 
 class Listening(Generic[T]):
-    """An open ear: ``result`` waits for what the test makes of a change."""
+    """An open ear, as long as its block runs: ``result`` waits for what the test makes of a change."""
 
-    def __init__(self, waiter: _Waiter[T]) -> None:
-        self._waiter = waiter
+    __slots__ = ("_names", "_signals", "_waiter")
+
+    def __init__(self, signals: Signals, names: tuple[str, ...], test: Callable[[Change], T | None]) -> None:
+        self._signals = signals
+        self._names = names
+        self._waiter: _Waiter[T] = _Waiter(test)
+
+    def __enter__(self) -> Listening[T]:
+        self._signals.enter(self._names, self._waiter)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._signals.leave(self._names, self._waiter)
 
     async def result(self, *, timeout_s: float) -> T | None:
         """The test's first answer, or None at the timeout (seconds)."""
-        with anyio.move_on_after(timeout_s):
-            await self._waiter.event.wait()
-        return self._waiter.result
+        waiter = self._waiter
+        if waiter.result is None:
+            await waiter.bell.wait(timeout_s)
+        return waiter.result
 
 
 class Signals:
@@ -79,20 +91,11 @@ class Signals:
             if waiter.result is None:
                 waiter.result = waiter.test(change)
                 if waiter.result is not None:
-                    waiter.event.set()
+                    waiter.bell.ring()
 
-    @contextmanager
-    def listen(self, topics: Iterable[str], test: Callable[[Change], T | None]) -> Iterator[Listening[T]]:
-        """Listen to the topics from now on: whatever happens inside the block is not missed."""
-        waiter: _Waiter[T] = _Waiter(test)
-        names = tuple(topics)
-        for name in names:
-            self._waiters.setdefault(name, set()).add(waiter)
-        try:
-            yield Listening(waiter)
-        finally:
-            for name in names:
-                self._leave(name, waiter)
+    def listen(self, topics: Iterable[str], test: Callable[[Change], T | None]) -> Listening[T]:
+        """Listen to the topics while a block runs: whatever happens inside it is not missed."""
+        return Listening(self, tuple(topics), test)
 
     async def wait(self, topics: Iterable[str], test: Callable[[Change], T | None], *, timeout_s: float) -> T | None:
         """The first thing other than None that ``test`` makes of a change on one of the topics; None at the timeout.
@@ -102,11 +105,18 @@ class Signals:
         with self.listen(topics, test) as listening:
             return await listening.result(timeout_s=timeout_s)
 
-    def _leave(self, name: str, waiter: _Waiter[T]) -> None:
-        found = self._waiters[name]
-        found.discard(waiter)
-        if not found:
-            del self._waiters[name]
+    def enter(self, names: Iterable[str], waiter: _Waiter[Any]) -> None:
+        """Let a waiter hear of the topics; only ``Listening`` calls this."""
+        for name in names:
+            self._waiters.setdefault(name, set()).add(waiter)
+
+    def leave(self, names: Iterable[str], waiter: _Waiter[Any]) -> None:
+        """It hears no more."""
+        for name in names:
+            found = self._waiters[name]
+            found.discard(waiter)
+            if not found:
+                del self._waiters[name]
 
     def count(self) -> int:
         """How many waiters there are (one that waits on two topics counts twice)."""
