@@ -24,6 +24,7 @@ from moorage.engine.ports import EngineSettings
 from moorage.model.assignment import Report, StepAssignments
 from moorage.model.identity import Peer
 from moorage.model.steps import ControllerStep, Outcome, Step
+from moorage.rules.nodes import FencingSettings
 from moorage.serve.embedded import EmbeddedClient
 from moorage.state.memory import MemoryStore
 
@@ -99,7 +100,8 @@ class Writing:
 @asynccontextmanager
 async def writing() -> AsyncIterator[Writing]:
     """A server with one node, one driver and no volume."""
-    found = Writing(Kit(MemoryStore(), EngineSettings()))
+    # Nobody renews its lease here.
+    found = Writing(Kit(MemoryStore(), EngineSettings(fencing=FencingSettings(lease_s=3600.0))))
     service = found.kit.service
     async with anyio.create_task_group() as group:
         await group.start(service.run)

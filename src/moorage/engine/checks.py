@@ -139,8 +139,12 @@ class Checks:
         """Ask the drivers whether they know the volumes and their capabilities; drivers without a controller are not
         asked, and none is asked the same twice. Raises Rejected with the first refusal in the order of the request."""
         asked: list[tuple[int, Volume, ValidateVolume]] = []
+        required: dict[str, bool] = {}
         for index, volume in enumerate(volumes):
-            if self.health(volume.plugin_id).is_controller_required:
+            is_required = required.get(volume.plugin_id)
+            if is_required is None:
+                is_required = required[volume.plugin_id] = self.health(volume.plugin_id).is_controller_required
+            if is_required:
                 step = _validation_of(volume)
                 # One disk under many names is registered in batches; few questions are worth comparing with each other.
                 if not any(v.plugin_id == volume.plugin_id and s == step for _, v, s in asked[-QUESTIONS_COMPARED:]):

@@ -48,12 +48,13 @@ def join_volume(
 ) -> VolumeRead:
     """A volume's record with its claims and its plugin's health, as the view has them, unless the latter is known."""
     volume = record.value
-    claims = tuple(r.value for r in view.claims.of_volume(*volume.key))
+    claimed = view.claims.of_volume(volume.namespace, volume.id)
+    claims = tuple(r.value for r in claimed) if claimed else ()
     if health is None:
         plugin = view.find_plugin(volume.plugin_id)
         health = measure_health(plugin.value if plugin else None)
     allocations = []
-    if with_allocations:
+    if claims and with_allocations:
         for allocation_id in dict.fromkeys(c.allocation_id for c in claims):
             found = view.find_allocation(allocation_id)
             if found is not None:

@@ -171,8 +171,7 @@ class Feed:
                     task_status.started()
                     is_started = True
                 try:
-                    async for batch in batches:
-                        self._apply(batch)
+                    await batches.follow(self._apply)
                 except Compacted:
                     log.warning("feed.reload", reason="fell behind the store's history", revision=self.view.revision)
 

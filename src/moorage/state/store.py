@@ -8,7 +8,7 @@ Source: etcd v3 data model (revisions per transaction, txn, watch from a revisio
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -89,6 +89,25 @@ class Listing(msgspec.Struct, frozen=True):
     revision: Revision
 
 
+class Watching(Protocol):
+    """A watch that is open: batches, one by one."""
+
+    def __aiter__(self) -> AsyncIterator[EventBatch]:
+        """The batches."""
+        ...
+
+    async def __anext__(self) -> EventBatch:
+        """The next batch."""
+        ...
+
+    async def follow(self, take: Callable[[EventBatch], None]) -> None:
+        """Call ``take`` with every batch, in order, for ever; one that is published while this waits, at once.
+
+        ``take`` must not wait. Raises what iterating raises at the end of the watch, and what ``take`` raises.
+        """
+        ...
+
+
 class Store(Protocol):
     """Where records live.
 
@@ -113,7 +132,7 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self, prefix: str, after: Revision) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
+    def watch(self, prefix: str, after: Revision) -> AbstractAsyncContextManager[Watching]:
         """Batches under ``prefix`` with revisions above ``after``, in order, none missing, none twice, none split.
 
         Raises Compacted from the iterator when ``after`` is older than what is kept, or when the reader was so slow

@@ -228,7 +228,8 @@ class Claims(Table[Claim]):
 
     def of_volume(self, namespace: str, volume_id: str) -> list[Record[Claim]]:
         """Claims on one volume, oldest first."""
-        return self._pick(self._by_volume.get((namespace, volume_id)))
+        found = self._by_volume.get((namespace, volume_id))
+        return self._pick(found) if found else []
 
     def of_node(self, node_id: NodeId) -> list[Record[Claim]]:
         """Claims on one node, oldest first."""

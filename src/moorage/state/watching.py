@@ -8,7 +8,8 @@ comes twice. A buffer is bounded: a watch whose buffer is full is dropped and it
 What a reader may rely on: when ``transact`` returns, its batch is in the buffer of every watch that is in step; and a
 reader that was waiting for a batch runs before the caller of ``transact`` does, and has seen all of the group if it
 handles batches without awaiting anything else. A reader that was busy sees the batch on its next turn: to be sure,
-wait until the view has reached ``TxnResult.revision``.
+wait until the view has reached ``TxnResult.revision``. One that follows has taken each batch before its ``transact``
+goes on, without a turn of the loop in between.
 
 Everything here runs on the event loop. Never: disk, threads, clock.
 """
@@ -16,7 +17,7 @@ Everything here runs on the event loop. Never: disk, threads, clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Protocol
 
@@ -77,6 +78,9 @@ class Watch:
         self._end: type[Compacted | StoreUnavailable] | None = None
         self._in_step = False
         self._wake: anyio.Event | None = None
+        # While the reader follows and nothing is kept for it: who takes a batch when it is published.
+        self._take: Callable[[EventBatch], None] | None = None
+        self._fault: Exception | None = None
 
     async def __aenter__(self) -> Watch:
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -108,9 +112,32 @@ class Watch:
         self._bytes -= size
         return batch
 
+    async def follow(self, take: Callable[[EventBatch], None]) -> None:
+        """See ``Watching.follow``."""
+        while True:
+            # What is kept, or is to be replayed, first; an end is told as it is to any reader.
+            while self._buffer or not self._in_step or self._end is not None or self._hub.is_closed:
+                take(await self.__anext__())
+            self._take = take
+            try:
+                await self._wait()
+            finally:
+                self._take = None
+            if self._fault is not None:
+                fault, self._fault = self._fault, None
+                raise fault
+
     def offer(self, batch: EventBatch, size: int) -> None:
         """Take a batch that was just written. ``size``: its bytes. Drops this watch when its buffer is full."""
         if batch.revision <= self._position or self._end is not None:
+            return
+        if self._take is not None:
+            self._position = batch.revision
+            try:
+                self._take(batch)
+            except Exception as error:  # noqa: BLE001 - it is its reader's, not the writer's
+                self._take, self._fault = None, error
+                self.wake()
             return
         events = self._events + len(batch.events)
         if self._buffer and (events > self._hub.events_max or self._bytes + size > self._hub.bytes_max):

@@ -15,6 +15,7 @@ import anyio.lowlevel
 from moorage.errors import Compacted, StoreUnavailable
 from moorage.model.ids import Revision
 from moorage.state.store import TXN_OPS_MAX, VALUE_BYTES_MAX, Compare, Delete, Entry, Put, TxnResult
+from moorage.testing.store_follow_suite import FollowSuite
 from moorage.testing.store_use import ODD_KEYS, OpenStore, delete, find, put, refused
 from moorage.testing.store_watch_suite import WatchSuite
 
@@ -277,5 +278,5 @@ class ListSuite:
                 assert {entry.modify_revision for entry in listing.entries} <= {revision}
 
 
-class StoreSuite(TransactionSuite, ListSuite, WatchSuite):
+class StoreSuite(TransactionSuite, ListSuite, WatchSuite, FollowSuite):
     """Everything that a ``Store`` promises."""
