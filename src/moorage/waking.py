@@ -12,6 +12,11 @@ from math import inf
 import anyio.lowlevel
 
 
+def now_s() -> float:
+    """The loop's clock, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
 class Bell:
     """Wakes whoever waits for it now. Rung while nobody waits it does nothing: look at the state before waiting."""
 

@@ -15,19 +15,20 @@ from engine_kit import NODE, PLUGIN, Kit
 from many_volumes import Line
 
 from moorage.agent.budget import Budget
+from moorage.agent.link import Link
 from moorage.agent.ports import AgentSettings
 from moorage.agent.reporter import Reporter
-from moorage.agent.standing import StandingNews
+from moorage.agent.steps import StepGate, Steps
 from moorage.agent.worker import StepWorkers
-from moorage.client.api import follow
 from moorage.engine.ports import EngineSettings
-from moorage.model.assignment import Report, StepAssignments
+from moorage.model.assignment import Report
 from moorage.model.identity import Peer
 from moorage.model.steps import ControllerStep, Outcome, Step
 from moorage.rules.nodes import FencingSettings
 from moorage.serve.embedded import EmbeddedClient
 from moorage.state.memory import MemoryStore
 
+LEASE_S = 3600.0
 SECRET = f"moorage-node-{'a' * 43}"
 CAPABILITY = {"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}
 
@@ -57,14 +58,13 @@ class Writing:
         group.start_soon(reporter.run)
         budgets = {PLUGIN: Budget(32, slow_max=8, slow_after_s=10.0)}
         drivers: Any = {PLUGIN: self}
-        workers = StepWorkers(group, drivers, reporter, clock=kit.service.clock.now_ns, budgets=budgets)
-        news = StandingNews(whole_s=60.0)
-
-        async def fetch(index: int) -> StepAssignments:
-            return news.note(await self.pages.wait_steps(NODE, index, 60.0, news.find_epoch()))
-
-        async for answer in follow(fetch, random=lambda: 0.5):
-            workers.take(answer)
+        gate = StepGate(lambda: 0.0)
+        gate.renew(0.0, LEASE_S)
+        clock = kit.service.clock.now_ns
+        workers = StepWorkers(group, drivers, reporter, clock=clock, budgets=budgets, gate=gate)
+        steps = Steps(self.pages, NODE, Link(), gate=gate, settings=settings)
+        steps.note_run(kit.service.reconciler.epoch)
+        await steps.run(workers, random=lambda: 0.5)
 
     def make_request(self, *, is_create: bool, external_id: str = "ext-1", count: int = 1) -> bytes:
         """The bytes of a request for new volumes."""
@@ -101,7 +101,7 @@ class Writing:
 async def writing() -> AsyncIterator[Writing]:
     """A server with one node, one driver and no volume."""
     # Nobody renews its lease here.
-    found = Writing(Kit(MemoryStore(), EngineSettings(fencing=FencingSettings(lease_s=3600.0))))
+    found = Writing(Kit(MemoryStore(), EngineSettings(fencing=FencingSettings(lease_s=LEASE_S))))
     service = found.kit.service
     async with anyio.create_task_group() as group:
         await group.start(service.run)

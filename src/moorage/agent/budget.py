@@ -17,10 +17,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from math import inf
 
-import anyio
-
 from moorage.model.steps import Direction
-from moorage.waking import Bell
+from moorage.waking import Bell, now_s
 
 # Volumes remembered for a call without an answer, the newest last.
 HANGING_MAX = 10_000
@@ -175,13 +173,13 @@ class Budget:
     def _begin(self, ticket: Ticket, shelf: _Shelf) -> None:
         shelf.free -= 1
         ticket.shelf = shelf
-        ticket.since_s = anyio.current_time()
+        ticket.since_s = now_s()
         self._running[ticket] = None
 
     def _shelve_slow(self) -> None:
-        now_s = anyio.current_time()
+        at_s = now_s()
         for ticket in self._running:
-            if self._slow.free <= 0 or ticket.since_s + self._slow_after_s > now_s:
+            if self._slow.free <= 0 or ticket.since_s + self._slow_after_s > at_s:
                 return
             if ticket.shelf is self._usual:
                 ticket.shelf = self._slow
@@ -193,7 +191,7 @@ class Budget:
         if self._slow.free <= 0 or not self._usual.is_wanted:
             return inf
         due = (t.since_s for t in self._running if t.shelf is self._usual)
-        return max(0.0, next(due, inf) + self._slow_after_s - anyio.current_time())
+        return max(0.0, next(due, inf) + self._slow_after_s - now_s())
 
     def _stop_waiting(self, ticket: Ticket) -> None:
         was_watching = next(iter(self._waiting), None) is ticket

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import anyio
-
 from moorage.agent.ports import Chance
 from moorage.model.assignment import ClaimAssignments, StepAssignments
+from moorage.waking import now_s
 
 Page = TypeVar("Page", ClaimAssignments, StepAssignments)
 
@@ -28,7 +27,7 @@ class StandingNews:
 
     def find_epoch(self) -> int:
         """What the next query says: the epoch of the list that is here, or 0 to get it whole."""
-        return self._epoch if anyio.current_time() < self._right_until_s else 0
+        return self._epoch if now_s() < self._right_until_s else 0
 
     def forget(self) -> None:
         """The list is not here any more: the next query gets it whole."""
@@ -38,5 +37,5 @@ class StandingNews:
         """The answer, which is taken before the next query."""
         self._epoch = page.epoch
         if not page.is_delta:
-            self._right_until_s = anyio.current_time() + self._whole_s * (0.75 + 0.5 * self._random())
+            self._right_until_s = now_s() + self._whole_s * (0.75 + 0.5 * self._random())
         return page

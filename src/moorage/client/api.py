@@ -29,6 +29,7 @@ from moorage.model.assignment import (
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.model.plugin import Instance
+from moorage.waking import now_s
 
 CALL_TIMEOUT_S = 30.0
 REGISTER_TIMEOUT_S = 3.0
@@ -196,7 +197,7 @@ async def follow(
     """
     index = failures = 0
     while True:
-        started_at_s = anyio.current_time()
+        started_at_s = now_s()
         try:
             answer = await fetch(index)
         except (Rejected, Unavailable) as e:
@@ -206,7 +207,7 @@ async def follow(
             continue
         on_answer()
         is_news = answer.index != index
-        is_hasty = not is_news and anyio.current_time() - started_at_s < RETRY_FIRST_S
+        is_hasty = not is_news and now_s() - started_at_s < RETRY_FIRST_S
         index = answer.index
         yield answer
         failures = failures + 1 if is_hasty else 0

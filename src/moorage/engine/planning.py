@@ -262,20 +262,23 @@ class Planner:
     def find_dependents(self, key: str, record: object) -> Iterable[str]:
         """Keys whose next step may have changed because this record did, the key itself left out."""
         if isinstance(record, Claim):
-            yield keys.allocation_key(record.allocation_id)
+            found = [keys.allocation_key(record.allocation_id)]
             for sibling in self._view.claims.of_disk(record.plugin_id, record.external_id):
                 if sibling.value.id != record.id and sibling.value.node_id == record.node_id:
-                    yield keys.claim_key(sibling.value.id)
-        elif isinstance(record, Volume):
-            for claim in self._view.claims.of_volume(*record.key):
-                yield keys.claim_key(claim.value.id)
+                    found.append(keys.claim_key(sibling.value.id))
+            return found
+        if isinstance(record, Volume):
+            claims = self._view.claims.of_volume(record.namespace, record.id)
+            return [keys.claim_key(claim.value.id) for claim in claims] if claims else ()
+        return ()
 
     def find_shown_claims(self, record: object) -> Iterable[Claim]:
         """Claims whose assignments show something of this record: the claim itself, or those of the volume."""
         if isinstance(record, Claim):
             return (record,)
         if isinstance(record, Volume):
-            return [c.value for c in self._view.claims.of_volume(*record.key)]
+            claims = self._view.claims.of_volume(record.namespace, record.id)
+            return [c.value for c in claims] if claims else ()
         return ()
 
     def _find_volume(self, claim: Claim) -> Volume | None:

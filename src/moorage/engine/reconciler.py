@@ -29,7 +29,6 @@ from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.model.operation import Operation
 from moorage.model.plugin import Plugin
-from moorage.model.volume import Volume
 from moorage.state import keys
 from moorage.state.feed import Change, Signals
 from moorage.state.repo import Repo
@@ -128,8 +127,6 @@ class Reconciler:
         if table == keys.NAMESPACES:
             return
         self._decide(key)
-        if isinstance(record, Volume) and not self._repo.view.claims.of_volume(record.namespace, record.id):
-            return
         for other in self.planner.find_dependents(key, record):
             self._decide(other)
         for claim in self.planner.find_shown_claims(record):

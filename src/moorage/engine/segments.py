@@ -7,7 +7,7 @@ Never: I/O, clock, JSON; what a stub looks like is its owner's.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 import msgspec
@@ -114,26 +114,28 @@ class Segments:
     def put(self, record: Record[Volume]) -> None:
         """Enter a volume, or its new record."""
         volume_id = record.value.id
-        place = self.find(volume_id)
-        if place is not None:
-            segment = self.all[place[0]]
-            segment.records[place[1]] = record
-            segment.rows[place[1]] = None
-            segment.piece = None
-            return
-        self.count += 1
-        at = max(bisect_left(self._firsts, volume_id) - 1, 0)
         if not self.all:
             self.all.append(Segment())
             self._firsts.append(volume_id)
+        # The last one that may have it: its first ID is not above this one.
+        at = bisect_right(self._firsts, volume_id) - 1
+        if at < 0:
+            at = 0
         segment = self.all[at]
-        inside = bisect_left(segment.ids, volume_id)
-        segment.ids.insert(inside, volume_id)
+        ids = segment.ids
+        inside = bisect_left(ids, volume_id)
+        if inside < len(ids) and ids[inside] == volume_id:
+            segment.records[inside] = record
+            segment.rows[inside] = None
+            segment.piece = None
+            return
+        self.count += 1
+        ids.insert(inside, volume_id)
         segment.records.insert(inside, record)
         segment.rows.insert(inside, None)
         segment.piece = None
-        self._firsts[at] = segment.ids[0]
-        if len(segment.ids) > ROWS_MAX:
+        self._firsts[at] = ids[0]
+        if len(ids) > ROWS_MAX:
             self._split(at, at_end=inside == ROWS_MAX)
 
     def _split(self, at: int, *, at_end: bool) -> None:

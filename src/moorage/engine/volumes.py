@@ -17,11 +17,12 @@ from moorage.engine.ports import Clock, EngineSettings
 from moorage.engine.reads import Reads
 from moorage.engine.retrying import decide_again
 from moorage.errors import Conflict, MoorageError, NotFound, Rejected, StateConflict, Unavailable
+from moorage.model.ids import PluginId
 from moorage.model.steps import ControllerStep
 from moorage.model.volume import Fault, Progress, Volume
 from moorage.rules.backoff import find_lasting
 from moorage.rules.explanations import check_step, explain
-from moorage.rules.plugins import find_controller_info
+from moorage.rules.plugins import Health, find_controller_info
 from moorage.rules.registration import is_growth_asked, join_errors, plan_growth, prepare_new
 from moorage.rules.volumes import Remove, Rest, is_given_up, is_told_failed, next_step
 from moorage.state import keys
@@ -59,14 +60,19 @@ class Registrations:
         self._checks.check_request(volumes)
         write = Write()
         stored: list[tuple[Volume, Record[Volume] | None]] = []
+        # A batch is nearly always of one plugin, which is looked at once.
+        healths: dict[PluginId, Health] = {}
         for sent in volumes:
-            self._checks.find_working_plugin(sent)
+            health = healths.get(sent.plugin_id)
+            if health is None:
+                self._checks.find_working_plugin(sent)
+                health = healths[sent.plugin_id] = self._checks.health(sent.plugin_id)
             old = self._checks.find_stored(sent)
             if old is not None:
                 merged = self._checks.merge(old, sent, prefix="unable to update volume: ")
                 stored.append((merged, old))
             else:
-                stored.append((self._prepare_registered(sent), None))
+                stored.append((self._prepare_registered(sent, health), None))
         for sent, (_, old) in zip(volumes, stored, strict=True):
             if old is not None:
                 self._plan_growth(old.value, sent, prefix="unable to update volume: ")
@@ -87,18 +93,9 @@ class Registrations:
         revision = await self._repo.commit(write)
         return self._checks.answer([volume for volume, _ in stored], revision, warnings)
 
-    def _prepare_registered(self, sent: Volume) -> Volume:
-        volume = prepare_new(self._with_provider(sent), now_ns=self._clock.now_ns())
+    def _prepare_registered(self, sent: Volume, health: Health) -> Volume:
+        volume = prepare_new(_with_provider(sent, health), now_ns=self._clock.now_ns())
         return replace(volume, state="ready", wanted="present", external_id=volume.external_id or volume.id)
-
-    def _with_provider(self, volume: Volume) -> Volume:
-        health = self._checks.health(volume.plugin_id)
-        return replace(
-            volume,
-            provider=health.provider,
-            provider_version=health.provider_version,
-            controller_required=health.is_controller_required,
-        )
 
     def _serialize_with_deletions(self, write: Write, volumes: Sequence[Volume]) -> None:
         """No new record of a disk that is being deleted, and no deletion of one that just got another record.
@@ -181,7 +178,8 @@ class Registrations:
         return await decide_again(decide, f'volume "{sent.id}" keeps changing while it is created; try again')
 
     async def _make_new(self, sent: Volume) -> Volume:
-        volume = prepare_new(self._with_provider(sent), now_ns=self._clock.now_ns())
+        with_provider = _with_provider(sent, self._checks.health(sent.plugin_id))
+        volume = prepare_new(with_provider, now_ns=self._clock.now_ns())
         volume = replace(volume, state="absent", wanted="present", external_id="", topologies=())
         refused = check_step(_step_of(volume))
         if refused is not None:
@@ -271,6 +269,15 @@ class Registrations:
         if found is None:
             raise StateConflict("the volume was removed", key=key)
         return found
+
+
+def _with_provider(volume: Volume, health: Health) -> Volume:
+    return replace(
+        volume,
+        provider=health.provider,
+        provider_version=health.provider_version,
+        controller_required=health.is_controller_required,
+    )
 
 
 def _may_replace(under_way: Volume, volume: Volume) -> bool:
