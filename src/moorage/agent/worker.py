@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-import anyio
 import structlog
 from anyio.abc import TaskGroup
 
@@ -24,12 +23,15 @@ from moorage.model.assignment import StepAssignment, StepAssignments, StepReport
 from moorage.model.ids import PluginId, Revision
 from moorage.model.steps import Failed, Outcome, direction_of
 from moorage.rules.operations import is_question
+from moorage.waking import Bell, now_s
 
 log = structlog.get_logger()
 
 QUEUE_MAX = 10_000
 # A page that was made before our report arrived may still list the step; later than this it is meant anew.
 ECHO_S = 30.0
+# Workers without work that stay for the next.
+RESTING_MAX = 16
 
 
 class Gate(Protocol):
@@ -43,6 +45,28 @@ class Gate(Protocol):
     async def wait_open(self) -> None:
         """Until one may begin."""
         ...
+
+
+class _Rest:
+    """A worker that waits for its next serial key."""
+
+    __slots__ = ("_bell", "_serial")
+
+    def __init__(self) -> None:
+        self._bell = Bell()
+        self._serial: str | None = None
+
+    def begin(self, serial: str) -> None:
+        """Wake it."""
+        self._serial = serial
+        self._bell.ring()
+
+    async def wait(self) -> str:
+        """The key that it was woken for."""
+        while self._serial is None:
+            await self._bell.wait()
+        serial, self._serial = self._serial, None
+        return serial
 
 
 class StepWorkers:
@@ -68,6 +92,7 @@ class StepWorkers:
         self._in_hand: dict[str, Revision] = {}
         self._reported: OrderedDict[str, tuple[Revision, float]] = OrderedDict()
         self._listed: dict[str, StepAssignment] = {}
+        self._resting: list[_Rest] = []
         # Serial keys with a call that goes on.
         self._calling: set[str] = set()
         # Listed, and there was no room for them yet.
@@ -110,7 +135,7 @@ class StepWorkers:
         return assignment.revision > reported
 
     def _drop_echoes(self) -> None:
-        oldest_s = anyio.current_time() - ECHO_S
+        oldest_s = now_s() - ECHO_S
         while self._reported:
             key = next(iter(self._reported))
             if self._reported[key][1] > oldest_s:
@@ -126,14 +151,23 @@ class StepWorkers:
             queue.append(assignment)
             return
         self._queues[serial] = deque((assignment,))
-        self._group.start_soon(self._work, serial, name=f"steps of {serial}")
+        if self._resting:
+            self._resting.pop().begin(serial)
+        else:
+            self._group.start_soon(self._work, serial, name="steps")
 
     async def _work(self, serial: str) -> None:
-        """One serial key's steps; leaves when there is none."""
-        queue = self._queues[serial]
-        while queue:
-            await self._carry_out(queue.popleft())
-        del self._queues[serial]
+        """One serial key's steps, and then another's: a task for each would cost more than what it does."""
+        rest = _Rest()
+        while True:
+            queue = self._queues[serial]
+            while queue:
+                await self._carry_out(queue.popleft())
+            del self._queues[serial]
+            if len(self._resting) >= RESTING_MAX:
+                return
+            self._resting.append(rest)
+            serial = await rest.wait()
 
     def _is_listed(self, assignment: StepAssignment) -> bool:
         listed = self._listed.get(assignment.key)
@@ -167,14 +201,14 @@ class StepWorkers:
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
         plugin_id = assignment.plugin_id
-        began_s = anyio.current_time()
+        began_s = now_s()
         outcome = await self._call(assignment)
         if outcome is None:
             if self._in_hand.get(assignment.key) == assignment.revision:
                 del self._in_hand[assignment.key]
                 self._begin_left()
             return
-        took_s = anyio.current_time() - began_s
+        took_s = now_s() - began_s
         report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=took_s)
         await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))
         fault = outcome.fault if isinstance(outcome, Failed) else None
@@ -193,7 +227,7 @@ class StepWorkers:
             del self._in_hand[assignment.key]
         self._reported.pop(assignment.key, None)
         if is_taken:
-            self._reported[assignment.key] = (assignment.revision, anyio.current_time())
+            self._reported[assignment.key] = (assignment.revision, now_s())
             # The server does not tell us what we have told it.
             listed = self._listed.get(assignment.key)
             if listed is not None and listed.revision == assignment.revision:
