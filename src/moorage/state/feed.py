@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -131,10 +132,18 @@ def share_parts(old: object, new: object) -> None:
     """
     assert isinstance(new, msgspec.Struct)
     assert type(old) is type(new)
-    for name in new.__struct_fields__:
-        before, after = getattr(old, name), getattr(new, name)
+    names = new.__struct_fields__
+    read = _readers.get(type(new))
+    if read is None:
+        # Two names at least, or it would read a value alone.
+        read = _readers[type(new)] = attrgetter(*names, names[0])
+    for name, before, after in zip(names, read(old), read(new), strict=False):
         if before is not after and before == after:
             msgspec.structs.force_setattr(new, name, before)
+
+
+# For each class, what reads all its fields at once.
+_readers: dict[type, Callable[[object], tuple[Any, ...]]] = {}
 
 
 class Feed:
