@@ -12,7 +12,7 @@ from engine_kit import Kit, running_kit
 from event_kit import a_volume, create, following, open_stream, put, release, running_events, use
 
 from moorage.engine.events import EventSettings
-from moorage.errors import Unavailable
+from moorage.errors import Compacted, Unavailable
 from moorage.model.claim import Allocation, Attached, Claim, Mounted, VolumeRequest
 from moorage.model.ids import AllocationId, ClaimId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.node import Node
@@ -135,12 +135,15 @@ async def test_a_revision_is_one_object() -> None:
 
 async def test_a_feed_that_fell_behind_ends_the_readers() -> None:
     """The feed lost its place in the store's log: what it missed is not known, and readers are told so."""
-    store = MemoryStore(watch_events_max=3)
+    store = MemoryStore()
     async with running_events(EventSettings(), store) as ring, following(ring.app) as lines:
         await put(ring.repo, "v0")
         key = keys.volume_key(NamespaceName("default"), VolumeId("v1"))
+        # As when so much comes while it loads that the store drops its place.
+        (watch,) = store._hub._by_prefix[""]
+        store._hub.leave(watch)
+        watch._finish(Compacted)
         for _ in range(10):
-            # Without a turn of the loop in between, the feed's watch overflows.
             store._apply(Write().put(key, a_volume("v1"), revision=0).make_ops(Records()))
         await lines.until_over()
         assert "no longer kept" in lines.all[-1]["Error"]

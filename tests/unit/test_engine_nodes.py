@@ -215,6 +215,7 @@ async def test_draining_takes_no_new_uses_and_releases_the_running_ones() -> Non
             await claim(kit, NODE)
         await wait_for(lambda: kit.service.reads.list_nodes()[0].value.wanted == "closed")
         await kit.service.nodes.set_wanted(NODE, "active")
+        kit.is_mounting = False
         assert status_of(kit, await claim(kit, NODE)) == "pending"
 
 

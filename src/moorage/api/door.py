@@ -97,7 +97,7 @@ class Door:
         with timing, BoundId(request_id):
             client = client_of(scope["client"][0]) if scope.get("client") else ""
             try:
-                answer = await self._answer_scope(scope, headers, client, receive, whole)
+                answer = await self._answer_scope(scope, headers, client, receive, whole=whole)
                 if answer.stream is None:
                     await self._send(answer, headers, request_id, timing, send=send, whole=whole)
                 elif (full := self.crowd.refuse(client)) is not None:
@@ -120,7 +120,7 @@ class Door:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     async def _answer_scope(
-        self, scope: Scope, headers: Mapping[str, str], client: str, receive: Receive, whole: Whole | None
+        self, scope: Scope, headers: Mapping[str, str], client: str, receive: Receive, *, whole: Whole | None
     ) -> Answer:
         accept = headers.get("accept", "")
         target: bytes = scope.get("raw_path") or scope["path"].encode()
