@@ -66,14 +66,14 @@ async def measure(*, is_create: bool, clients: int = 1, count: int = 1) -> tuple
 
 @pytest.mark.parametrize(
     ("clients", "count", "budget"),
-    [(1, 1, 1680), (16, 1, 940), (1, 100, 26_700)],
+    [(1, 1, 1580), (16, 1, 930), (1, 100, 25_800)],
 )
 async def test_a_register(clients: int, count: int, budget: float) -> None:
     calls, which = await measure(is_create=False, clients=clients, count=count)
     assert calls <= budget, which.most_common(60)
 
 
-@pytest.mark.parametrize(("clients", "budget"), [(1, 1950), (16, 1790)])
+@pytest.mark.parametrize(("clients", "budget"), [(1, 1790), (16, 1640)])
 async def test_a_create(clients: int, budget: float) -> None:
     calls, which = await measure(is_create=True, clients=clients)
     assert calls <= budget, which.most_common(60)

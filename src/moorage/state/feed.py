@@ -6,7 +6,8 @@ A waiter's test runs in the same loop turn as the change it looks at, so a recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
@@ -20,7 +21,7 @@ from moorage.errors import Compacted
 from moorage.model.ids import Revision
 from moorage.state import keys
 from moorage.state.codec import Records
-from moorage.state.store import Event, EventBatch, Store
+from moorage.state.store import Event, EventBatch, Op, Put, Store
 from moorage.state.view import Record, View
 from moorage.waking import Bell
 
@@ -160,6 +161,8 @@ class Feed:
         # commit must not look at all of them.
         self._reached: dict[Revision, list[anyio.Event]] = {}
         self._awaited: list[Revision] = []
+        # What is being written, by key: the value, and the record that it was made of.
+        self._written: dict[str, tuple[bytes, object]] = {}
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` on every change, in order, in the loop turn that applies it. It must not block."""
@@ -219,8 +222,32 @@ class Feed:
         if event.entry is None:
             self._drop(event.key, event.revision)
         else:
-            value = self.records.decode(event.key, event.entry.value)
-            self._set(event.key, Record(value, event.entry.create_revision, event.entry.modify_revision))
+            entry = event.entry
+            written = self._written.get(event.key)
+            if written is not None and written[0] is entry.value:
+                value = written[1]
+            else:
+                value = self.records.decode(event.key, entry.value)
+            self._set(event.key, Record(value, entry.create_revision, entry.modify_revision))
+
+    @contextmanager
+    def writing(self, ops: Iterable[Op], records: Mapping[str, object]) -> Iterator[None]:
+        """While the block runs, who sees one of these values has its record already: it need not be read out of it.
+
+        ``records`` are those of the values, by key. Nobody changes them any more.
+        """
+        written = self._written
+        puts = [op for op in ops if isinstance(op, Put)]
+        for op in puts:
+            written[op.key] = (op.value, records[op.key])
+        try:
+            yield
+        finally:
+            for op in puts:
+                found = written.get(op.key)
+                # Another writer of the same key may have come since.
+                if found is not None and found[0] is op.value:
+                    del written[op.key]
 
     def _set(self, key: str, record: Record[object]) -> None:
         table = self.view.tables_by_prefix[keys.table_of(key)]

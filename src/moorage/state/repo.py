@@ -69,7 +69,8 @@ class Repo:
         Raises StoreUnavailable.
         """
         ops = write.make_ops(self.feed.records)
-        result = await self._store.transact(tuple(write.compares.values()), ops)
+        with self.feed.writing(ops, write.records):
+            result = await self._store.transact(tuple(write.compares.values()), ops)
         if not result.succeeded:
             # What made the compare fail may not have reached the view yet; deciding again before it has would loop.
             await self.feed.reach(result.revision)
