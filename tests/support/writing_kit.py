@@ -62,7 +62,7 @@ class Writing:
         gate.renew(0.0, LEASE_S)
         clock = kit.service.clock.now_ns
         workers = StepWorkers(group, drivers, reporter, clock=clock, budgets=budgets, gate=gate)
-        steps = Steps(self.pages, NODE, Link(), gate=gate, settings=settings)
+        steps = Steps(self.pages, NODE, Link(), gate=gate, settings=settings, random=lambda: 0.5)
         steps.note_run(kit.service.reconciler.epoch)
         await steps.run(workers, random=lambda: 0.5)
 

@@ -7,6 +7,7 @@ Only for calls that change nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -55,6 +56,8 @@ class Sharing(Generic[T]):
         try:
             async with found.lock:
                 if not mine.is_over:
+                    # A turn of the loop for those whose requests came with this one's: they join its round.
+                    await asyncio.sleep(0)
                     if found.next_round is mine:
                         found.next_round = _Round()
                     try:
