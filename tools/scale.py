@@ -3,7 +3,7 @@
 usage: tools/scale.py [--nodes 10 30 100 300 1000] [--per-node 100] [--out FILE] [--svg FILE]
 
 Each size runs in a process of its own, one after the other, so that its peak of memory is its own. The largest size
-of the default takes about twenty minutes and 3 GB; each size is appended to ``--out`` as soon as it is known, and one
+of the default takes about half an hour and 4 GB; each size is appended to ``--out`` as soon as it is known, and one
 that is there already is not run again.
 """
 
@@ -21,7 +21,7 @@ import msgspec
 from moorage.testing.scale import Cost, Size, measure
 
 STORIES = {"storm": "#1a7f37", "loss": "#bf5700", "restart": "#0969da"}
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 60, 44, 30, 110
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT, LABEL = 640, 360, 60, 44, 30, 110, 14
 
 
 def run_apart(size: Size) -> list[Cost]:
@@ -82,6 +82,7 @@ def draw(costs: Sequence[Cost]) -> str:
     for volumes in sorted({c.volumes for c in shown}):
         parts.append(f'<text x="{x_of(volumes):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{volumes:,}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">volumes</text>')
+    ends: list[tuple[float, str]] = []
     for story, colour in STORIES.items():
         found = sorted((c.volumes, max(0.01, c.cpu_s - c.idle_cpu_s)) for c in shown if c.story == story)
         (first, first_s), (last, last_s) = found[0], found[-1]
@@ -93,7 +94,11 @@ def draw(costs: Sequence[Cost]) -> str:
         points = " ".join(f"{x_of(v):.1f},{y_of(s):.1f}" for v, s in found)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>')
         parts += [f'<circle cx="{x_of(v):.1f}" cy="{y_of(s):.1f}" r="3" fill="{colour}"/>' for v, s in found]
-        parts.append(f'<text x="{x_of(last) + 10:.1f}" y="{y_of(last_s) + 4:.1f}" style="fill:{colour}">{story}</text>')
+        ends.append((y_of(last_s) + 4, story))
+    low = -math.inf
+    for y, story in sorted(ends):
+        low = max(y, low + LABEL)
+        parts.append(f'<text x="{WIDTH - RIGHT + 10}" y="{low:.1f}" style="fill:{STORIES[story]}">{story}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
