@@ -16,6 +16,7 @@ from moorage.errors import BadRequest
 from moorage.model.ids import NamespaceName, PluginId, Revision, VolumeId
 from moorage.model.volume import Capability, MountOptions, Topology, TopologyRequest, Volume
 from moorage.rules.filter import compile_filter, compile_volume_filter
+from moorage.rules.filter_exact import Exact, find_equal, read_column
 from moorage.rules.filter_patterns import Pattern, find_plain
 from moorage.rules.filter_volumes import DIRECT
 from moorage.rules.plugins import Health
@@ -72,7 +73,11 @@ def outcome_by_datum(text: str, found: list[Record[Volume]]) -> list[int] | str:
 
 def outcome_by_record(text: str, found: list[Record[Volume]]) -> list[int] | str:
     try:
-        return list(compile_volume_filter(text).select(found, range(len(found)), datum_of))
+        chosen, positions = compile_volume_filter(text), range(len(found))
+        if chosen.exact is None:
+            return list(chosen.select(found, positions, datum_of))
+        column = read_column(chosen.exact.member, (record.value for record in found))
+        return list(chosen.select(found, find_equal(column, chosen.exact.value, positions), datum_of))
     except BadRequest as error:
         return error.message
 
@@ -81,6 +86,46 @@ def outcome_by_record(text: str, found: list[Record[Volume]]) -> list[int] | str
 @given(expressions, st.lists(records, max_size=3))
 def test_the_loop_does_what_the_test_of_one_datum_does(text: str, found: list[Record[Volume]]) -> None:
     assert outcome_by_record(text, found) == outcome_by_datum(text, found)
+
+
+@settings(max_examples=800, deadline=None)
+@given(
+    st.sampled_from(["ID", "Name", "ExternalID"]),
+    st.sampled_from(WORDS),
+    st.sampled_from(["", " and Capacity != 3", " and ID matches `a`", " and Context is empty", " and Nothing == 1"]),
+    st.lists(records, max_size=6),
+)
+def test_who_is_named_is_found_as_by_looking_at_each(
+    member: str, value: str, more: str, found: list[Record[Volume]]
+) -> None:
+    text = f'{member} == "{value}"{more}'
+    assert outcome_by_record(text, found) == outcome_by_datum(text, found)
+    if not isinstance(outcome_by_record(text, found), str) and "Nothing" not in text:
+        assert compile_volume_filter(text).exact == Exact(member, value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from("ab"), max_size=9), st.data())
+def test_equal_texts_are_found_in_every_order(column: list[str], data: st.DataObject) -> None:
+    low, high = sorted(data.draw(st.tuples(st.integers(0, len(column)), st.integers(0, len(column)))))
+    for positions in (range(low, high), range(high - 1, low - 1, -1)):
+        assert find_equal(column, "a", positions) == [at for at in positions if column[at] == "a"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Name == a or ID == b",
+        "Name != a",
+        "not (Name == a)",
+        "PluginID == a",
+        "Name == a and Nothing == 1",
+        "Name == a and (any Topologies as t { t.Segments is empty })",
+        "Context.Name == a",
+    ],
+)
+def test_where_a_name_alone_does_not_decide_each_volume_is_looked_at(text: str) -> None:
+    assert compile_volume_filter(text).exact is None
 
 
 @settings(max_examples=200, deadline=None)

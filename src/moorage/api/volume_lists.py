@@ -24,6 +24,7 @@ from moorage.model.ids import ALL_NAMESPACES
 from moorage.model.volume import Volume
 from moorage.rules.authorize import LIST
 from moorage.rules.filter import VolumeFilter, compile_volume_filter
+from moorage.rules.filter_exact import find_equal
 
 # Positions of volumes in a segment.
 Part = tuple[Segment, Sequence[int]]
@@ -117,10 +118,14 @@ class _Listing:
         volumes that the other conditions let through, and only from those up to the page's end."""
         claimed = self._reads.list_claimed(self._node_id) if self._node_id else None
         plugin_id, chosen, is_reversed = self._plugin_id, self._chosen, self._options.is_reversed
+        exact = chosen.exact if chosen is not None else None
         for found in ranges:
             for segment, low, high in found.spans(is_reversed=is_reversed):
                 records = segment.records
-                positions: Iterable[int] = range(high - 1, low - 1, -1) if is_reversed else range(low, high)
+                positions: Iterable[int]
+                positions = span = range(high - 1, low - 1, -1) if is_reversed else range(low, high)
+                if exact is not None:
+                    positions = find_equal(segment.column(exact.member), exact.value, span)
                 if plugin_id:
                     positions = [at for at in positions if records[at].value.plugin_id == plugin_id]
                 if claimed is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from moorage.model.volume import Volume
+from moorage.rules.filter_exact import read_column
 from moorage.state.view import Record
 
 ROWS_MAX = 256
@@ -61,7 +62,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 class Segment:
     """Some volumes that follow each other. ``rows`` has None where a stub must be made anew."""
 
-    __slots__ = ("ids", "is_first", "piece", "records", "rows")
+    __slots__ = ("_columns", "ids", "is_first", "piece", "records", "rows")
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -70,6 +71,20 @@ class Segment:
         self.piece: Piece | None = None
         # Whether ``piece`` begins its namespace: then no comma stands before it.
         self.is_first = False
+        self._columns: dict[str, list[str]] = {}
+
+    def column(self, member: str) -> list[str]:
+        """One member's texts, in order; read once a change (see ``rules.filter_exact``)."""
+        found = self._columns.get(member)
+        if found is None:
+            found = self._columns[member] = read_column(member, (record.value for record in self.records))
+        return found
+
+    def note_change(self) -> None:
+        """A volume in it is another, or is gone, or has come."""
+        self.piece = None
+        if self._columns:
+            self._columns = {}
 
     def take(self, other: Segment, low: int) -> None:
         """Put the other's volumes from ``low`` on behind one's own, and take them from it."""
@@ -77,7 +92,8 @@ class Segment:
         self.records += other.records[low:]
         self.rows += other.rows[low:]
         del other.ids[low:], other.records[low:], other.rows[low:]
-        self.piece = other.piece = None
+        self.note_change()
+        other.note_change()
 
 
 # A place: the segment's position, and the volume's in it.
@@ -127,13 +143,13 @@ class Segments:
         if inside < len(ids) and ids[inside] == volume_id:
             segment.records[inside] = record
             segment.rows[inside] = None
-            segment.piece = None
+            segment.note_change()
             return
         self.count += 1
         ids.insert(inside, volume_id)
         segment.records.insert(inside, record)
         segment.rows.insert(inside, None)
-        segment.piece = None
+        segment.note_change()
         self._firsts[at] = ids[0]
         if len(ids) > ROWS_MAX:
             self._split(at, at_end=inside == ROWS_MAX)
@@ -154,7 +170,7 @@ class Segments:
         at, inside = place
         segment = self.all[at]
         del segment.ids[inside], segment.records[inside], segment.rows[inside]
-        segment.piece = None
+        segment.note_change()
         if not segment.ids:
             del self.all[at], self._firsts[at]
             return

@@ -13,6 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from moorage.rules.filter_codegen import Predicate, Select, make, make_select
+from moorage.rules.filter_exact import Exact, find_exact
 from moorage.rules.filter_parser import LENGTH_MAX_BYTES, TERMS_MAX, parse
 from moorage.rules.filter_types import VOLUME, Record
 from moorage.rules.filter_volumes import DIRECT
@@ -67,6 +68,7 @@ def compile_filter(text: str, table: Record = VOLUME, limits: FilterLimits = DEF
 class VolumeFilter(msgspec.Struct, frozen=True, eq=False):
     """A filter of volumes, compiled to one loop over their records.
 
+    ``exact``: what all that pass have in one member, where that may be asked first.
     ``select(records, positions, whole)``: the positions of records that pass, in the given order, each looked at when
     it is asked for. ``whole`` makes the datum of a record; it is called only for members that take it.
     Raises BadRequest as a Filter does.
@@ -75,11 +77,14 @@ class VolumeFilter(msgspec.Struct, frozen=True, eq=False):
     text: str
     select: Select
     source: str
+    exact: Exact | None = None
 
 
 @lru_cache(maxsize=FILTERS_KEPT_MAX)
 def compile_volume_filter(text: str, limits: FilterLimits = DEFAULT_LIMITS) -> VolumeFilter:
     """Compile a filter for records of volumes; the last filters used are kept. Raises BadRequest as ``compile_filter``
     does."""
-    made = make_select(parse(text, bytes_max=limits.bytes_max, terms_max=limits.terms_max), VOLUME, DIRECT)
-    return VolumeFilter(text=text, select=made.run, source=made.source)
+    tree = parse(text, bytes_max=limits.bytes_max, terms_max=limits.terms_max)
+    made = make_select(tree, VOLUME, DIRECT)
+    exact = None if made.can_fail else find_exact(tree)
+    return VolumeFilter(text=text, select=made.run, source=made.source, exact=exact)

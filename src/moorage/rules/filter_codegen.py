@@ -100,10 +100,11 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class Selecting(msgspec.Struct, frozen=True):
-    """A filter compiled to one loop over records, and its source."""
+    """A filter compiled to one loop over records; ``can_fail``: a test in it may."""
 
     run: Select
     source: str
+    can_fail: bool
 
 
 def make(node: tree.Node, table: Record) -> Made:
@@ -123,7 +124,7 @@ class _Generator:
         self._table = table
         self._direct = direct
         self._root = "d" if direct is None else "r"
-        self._names: dict[str, object] = dict(_CALLS)
+        self._names: dict[str, Any] = dict(_CALLS)
         self._members: set[str] = set()
         self._loops = 0
         self._loop_depth = 0
@@ -135,8 +136,7 @@ class _Generator:
         visits = "    visits = _visits()\n" if self._has_inner_loops else ""
         source = f"def test(d):\n{visits}    return {test}\n"
         exec(compile(source, "<filter>", "exec"), self._names)  # the source is ours; see the module's first lines
-        run: Any = self._names["test"]
-        return Made(run, source, frozenset(self._members))
+        return Made(self._names["test"], source, frozenset(self._members))
 
     def make_select(self) -> Selecting:
         test = self._node_code(self._node, ())
@@ -153,8 +153,7 @@ class _Generator:
         lines += [f"  if {test.replace(_WHOLE, 'd' if test.count(_WHOLE) > 1 else 'whole(r)')}:", "   yield at", ""]
         source = "\n".join(lines)
         exec(compile(source, "<filter>", "exec"), self._names)  # the source is ours; see the module's first lines
-        run: Any = self._names["select"]
-        return Selecting(run, source)
+        return Selecting(self._names["select"], source, _RISKS.search(test) is not None)
 
     def _bind(self, value: object, kind: str = "c") -> str:
         """A name in the namespace for something the caller wrote."""
