@@ -15,6 +15,7 @@ import argparse
 import http.client
 import json
 import random
+import shutil
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from asking import describe_volume
 from cluster import Cluster, Use, Writer, check_lines
-from namespaces import Host, running_lan
+from namespaces import Host, Lan, running_lan
 
 USERS = 4
 MOVES = 3
@@ -182,7 +183,22 @@ def find_remains(cluster: Cluster) -> list[str]:
     return left
 
 
-def run(kills: int, seed: int) -> int:
+def keep_logs(lan: Lan, keep: Path | None) -> None:
+    """Copy what tells how a finding came about: each host's calls and its agent's log, and the server's."""
+    if keep is None:
+        return
+    for file in (*lan.place.glob("*.log"), *lan.place.glob("*.jsonl"), *lan.place.glob("*/calls.jsonl")):
+        shutil.copy(file, _make(keep / file.parent.name) / file.name)
+    for file in lan.place.glob("*/agent.log"):
+        shutil.copy(file, _make(keep / file.parent.name) / file.name)
+
+
+def _make(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def run(kills: int, seed: int, *, keep: Path | None = None) -> int:
     """The loop, and a report of it."""
     started_s = time.monotonic()
     with running_lan() as lan:
@@ -218,6 +234,7 @@ def run(kills: int, seed: int) -> int:
         is_good = not (faults or remains or doubles or findings)
         if not is_good:
             print(f"logs of the run follow; its directory was {lan.place}")
+            keep_logs(lan, keep)
         else:
             lan.is_quiet = True
     return 0 if is_good else 1
@@ -228,8 +245,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a directory for all calls and logs of a run that found something")
     args = parser.parse_args()
-    return run(args.kills, args.seed)
+    return run(args.kills, args.seed, keep=args.keep)
 
 
 if __name__ == "__main__":
