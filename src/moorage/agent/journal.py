@@ -14,8 +14,9 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from moorage.agent.spares import Spares, sync_directory
+from moorage.agent.spares import Spares
 from moorage.rules.mount_records import Layout, Staging, Use
+from moorage.syncing import sync_directory
 
 log = structlog.get_logger()
 _Entry = TypeVar("_Entry", Use, Staging)

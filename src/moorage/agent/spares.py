@@ -18,6 +18,8 @@ import os
 import threading
 from pathlib import Path
 
+from moorage.syncing import sync_directory
+
 SPARES_MAX = 256
 _BLOCK_BYTES = 1024
 _AT_FDCWD = -100
@@ -101,15 +103,6 @@ class Spares:
                 self._dirty.append(spare)
                 return
         os.unlink(spare[0])
-
-
-def sync_directory(path: str) -> None:
-    """What was renamed in a directory stays so after a power cut."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _exchange(one: str, other: str) -> bool:

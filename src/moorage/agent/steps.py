@@ -20,6 +20,7 @@ from moorage.agent.worker import StepWorkers
 from moorage.client.api import AgentPages, follow
 from moorage.model.assignment import StepAssignments
 from moorage.model.ids import NodeId
+from moorage.waking import Bell
 
 
 class StepGate:
@@ -28,7 +29,7 @@ class StepGate:
     def __init__(self, ticks: Ticks) -> None:
         self._ticks = ticks
         self._until_s = float("-inf")
-        self._opened = anyio.Event()
+        self._opened = Bell()
 
     @property
     def is_open(self) -> bool:
@@ -38,8 +39,7 @@ class StepGate:
     def renew(self, sent_s: float, lease_s: float) -> None:
         """The server took a renewal that was sent at ``sent_s``."""
         self._until_s = sent_s + lease_s
-        self._opened.set()
-        self._opened = anyio.Event()
+        self._opened.ring()
 
     def close(self) -> None:
         """The server had lost the node."""

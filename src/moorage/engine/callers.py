@@ -49,6 +49,10 @@ class Callers:
         """The nodes that keep the plugin's calls waiting."""
         return [] if self.is_known(facts) else [n for n in facts.controllers if n not in self._heard]
 
+    def has_heard(self, node_id: NodeId) -> bool:
+        """Whether the node has told already."""
+        return node_id in self._heard
+
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """A node tells the serial keys that it is at a call of. Whether it is the first time in this run."""
         if node_id in self._heard:
@@ -59,10 +63,6 @@ class Callers:
             if serial not in self._last:
                 self._keep(serial, node_id)
         return True
-
-    def forget(self) -> None:
-        """Forget who had the last calls: for a test that plants this defect."""
-        self._last.clear()
 
     def _keep(self, serial: str, node_id: NodeId) -> None:
         self._last[serial] = node_id

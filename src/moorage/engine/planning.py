@@ -249,6 +249,8 @@ class Planner:
 
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """A node tells what it is calling; whether steps that had to wait for that may be handed out now."""
+        if self.callers.has_heard(node_id):
+            return False  # as with every renewal of a lease but the first
         served = [self._facts.find(r.value.id) for r in self._view.plugins if node_id in r.value.instances]
         waiting = [facts for facts in served if not self.callers.is_known(facts)]
         return self.callers.hear(node_id, calling) and any(map(self.callers.is_known, waiting))

@@ -147,7 +147,8 @@ class Reconciler:
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> None:
         """A node tells of which serial keys it is at a call, having dropped what an earlier run handed to it."""
         if self.planner.hear(node_id, calling):
-            self._decide_unfinished()
+            for unfinished in list(self._unfinished):
+                self._decide(unfinished)
 
     def forget_operation(self, key: str) -> None:
         """The operation's answer has been read, or nobody waits for it any more: its record goes."""
@@ -178,10 +179,6 @@ class Reconciler:
         return planned is not None and planned.node_id != node_id
 
     # -- deciding ----------------------------------------------------------------------------------------------------
-
-    def _decide_unfinished(self) -> None:
-        for unfinished in list(self._unfinished):
-            self._decide(unfinished)
 
     def _decide(self, key: str) -> None:
         plan = self.planner.plan(key, now_ns=self._clock.now_ns())

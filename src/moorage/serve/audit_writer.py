@@ -30,6 +30,7 @@ from moorage.config import AuditSettings
 from moorage.errors import BadRequest
 from moorage.model.audit import AuditEntry, Who
 from moorage.rules.audit import LINE_BYTES_MAX, Head, read_head, write_line
+from moorage.syncing import sync_directory
 
 log = structlog.get_logger()
 AUDIT_FILE = "audit.log"
@@ -189,7 +190,7 @@ class AuditWriter:
             fresh = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_EXCL, 0o600)
             os.close(self._fd)
             self._fd, self._size = fresh, 0
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             for old in list_files(self.path)[: -self._settings.keep - 1]:
                 old.unlink()
         except OSError as error:
@@ -235,14 +236,6 @@ def _find_last(path: Path) -> tuple[int, bytes]:
     end = tail.rfind(b"\n") + 1
     begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
     return (start + end if end else (0 if start == 0 else size)), tail[begin:end]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_lines(paths: list[Path]) -> Iterator[tuple[Path, bytes]]:

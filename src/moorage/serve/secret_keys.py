@@ -16,6 +16,7 @@ from moorage.errors import BadRequest, StoreUnavailable
 from moorage.state.keyring import KEY_BYTES, Keyring, SealKey, join_keys, make_key, parse_keys, write_key
 from moorage.state.resealing import find_sealed
 from moorage.state.store import Store
+from moorage.syncing import sync_directory
 
 KEY_FILE = "secret.key"
 FILE_BYTES_MAX = 64 << 10
@@ -86,11 +87,7 @@ class KeyPlace:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self.path)
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise BadRequest(f"{self._setting} {self.text} cannot be written: {error.strerror}") from error
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from moorage.csi.local.records import VolumeRecord
-from moorage.csi.local.storage import Storage, sync_directory
+from moorage.csi.local.storage import Storage
+from moorage.syncing import sync_directory
 
 # What every node is told beside its name when a volume is attached to it, as a JSON object; not there: nothing.
 CONTEXT_FILE = "publish-context"

@@ -91,13 +91,19 @@ class TrustingPlanner(Planner):
         return False
 
 
+class _Fickle(Callers):
+    def choose(self, facts: Facts, serial: str) -> NodeId | None:
+        """See ``Callers``."""
+        self._last.clear()
+        return super().choose(facts, serial)
+
+
 class FicklePlanner(Planner):
     """Forgets which controller had a volume's last call."""
 
-    def plan(self, key: str, *, now_ns: int) -> Planning:
-        """See ``Planner``."""
-        self.callers.forget()
-        return super().plan(key, now_ns=now_ns)
+    def __init__(self, view: View, settings: EngineSettings) -> None:
+        super().__init__(view, settings)
+        self.callers = _Fickle()
 
 
 def _make_with(

@@ -26,6 +26,7 @@ import structlog
 
 from moorage.csi.local.records import FORMAT, Index, SnapshotRecord, VolumeRecord
 from moorage.errors import Unavailable
+from moorage.syncing import sync_directory
 
 Record = VolumeRecord | SnapshotRecord
 
@@ -236,15 +237,6 @@ class Storage:
                         f"another process uses {self.directory}: stop it, or give this driver another --data"
                     ) from error
             time.sleep(0.05)
-
-
-def sync_directory(path: str) -> None:
-    """Bring the names in a directory to the disk."""
-    descriptor = os.open(path, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: str, content: bytes) -> int:
