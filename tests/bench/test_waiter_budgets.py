@@ -62,7 +62,9 @@ def hold(kit: Kit, target: str, number: int = 0, *, beside: Line | None = None) 
     line = Line(kit, address=f"10.0.0.{number // 1000}", beside=beside)
     index = kit.service.reads.volumes_index
     more = "&" if "?" in target else "?"
-    line.protocol.data_received(f"GET {target}{more}index={index}&wait=300s HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    # Some clients say of every request how long its body is.
+    head = f"GET {target}{more}index={index}&wait=300s HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    line.protocol.data_received(head.encode())
     assert line.protocol.is_answering()
     return line
 

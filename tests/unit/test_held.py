@@ -36,6 +36,7 @@ HEADS = [
     "Accept-Encoding: gzip\r\n",
     "Accept-Encoding: zstd\r\nX-Request-Id: mine-1\r\n",
     "Accept: application/problem+json\r\n",
+    "Content-Length: 0\r\n",
 ]
 # Each is moved by a change of the volume 1, or by what ``move`` does beside it.
 TARGETS = [
@@ -162,7 +163,7 @@ async def test_what_is_not_plain_goes_the_long_way(target: str) -> None:
     [
         "Origin: https://ui.example\r\n",
         "Connection: close\r\n",
-        "Content-Length: 0\r\n",
+        "Content-Length: 2\r\n\r\nxx",
     ],
 )
 async def test_unusual_requests_are_not_held(head: str) -> None:

@@ -51,6 +51,7 @@ HEADS = [
     "Origin: https://ui.example\r\n",
     "Connection: keep-alive\r\nUser-Agent: x\r\n",
     "Connection: close\r\n",
+    "Content-Length: 0\r\n",
     "Content-Length: 2\r\n\r\nxx",
     "Transfer-Encoding: chunked\r\n\r\n0\r\n",
     "X-Nomad-Token: nobody\r\n",
@@ -80,6 +81,16 @@ async def test_both_ways_send_the_same_bytes(target: str) -> None:
         quick = kit.app.quick
         is_repeatable = re.fullmatch(r"/v1/(volume/csi/vol(-|%2d)000001(\?namespace=\*)?|volumes\?type=csi&.*)", target)
         assert (quick.given > 0) is (is_repeatable is not None)
+
+
+@pytest.mark.parametrize("head", ["", "Connection: keep-alive\r\n", "Content-Length: 0\r\n"])
+async def test_harmless_headers_do_not_make_a_read_a_task(head: str) -> None:
+    async with running_kit() as kit:
+        await put_volumes(kit, [a_volume(1)])
+        line = Line(kit)
+        for _ in range(3):
+            assert (await line.ask(READ, head=head)).startswith(b"HTTP/1.1 200 ")
+        assert (kit.app.quick.made, kit.app.quick.given) == (1, 2)
 
 
 async def test_every_change_shows_in_the_next_answer() -> None:

@@ -30,6 +30,8 @@ _UNUSUAL = frozenset(
         b"upgrade",
     )
 )
+# What they may say without being unusual.
+_HARMLESS = {b"connection": b"keep-alive", b"content-length": b"0"}
 _READ = frozenset((b"accept-encoding", b"authorization", b"x-nomad-token", b"x-request-id"))
 _KNOWN = _UNUSUAL | _READ
 # What may be asked here at all, and what may wait; the app knows the rest.
@@ -69,7 +71,7 @@ class Quick:
         given: dict[bytes, str] = {}
         for name, value in headers:
             if name in _KNOWN:
-                if name in _UNUSUAL and (name != b"connection" or value.lower() != b"keep-alive"):
+                if name in _UNUSUAL and value.lower() != _HARMLESS.get(name):
                     return None
                 given[name] = value.decode("latin-1")
         secret = find_secret_in(given.get(b"x-nomad-token", ""), given.get(b"authorization", ""))
