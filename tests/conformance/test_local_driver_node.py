@@ -14,6 +14,9 @@ from local_node_kit import GIB, SHARED, STRICT, Client, Mode, driver
 
 from moorage.csi import calls, mounting
 from moorage.csi.local.identity import TOPOLOGY_KEY
+from moorage.csi.local.publishing import Publisher
+from moorage.csi.local.records import VolumeRecord
+from moorage.csi.local.storage import Storage
 from moorage.csi.local.usage import measure_usage
 from moorage.csi.proto import csi_pb2 as csi
 
@@ -342,3 +345,30 @@ async def test_a_symlink_of_an_unprivileged_driver_is_taken_over(place: Path) ->
         await client.stage()
         await client.publish()
         assert mounting.is_mount_point(client.target)
+
+
+async def test_a_volume_is_on_record_as_handed_out_before_it_is_shown(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+    for name in ("stage", "publish"):
+        real = getattr(Publisher, name)
+
+        def show(self: Publisher, volume: VolumeRecord, *rest: object, real=real, name=name) -> None:  # type: ignore[no-untyped-def]
+            seen.append((name, volume.is_handed_out))
+            real(self, volume, *rest)
+
+        monkeypatch.setattr(Publisher, name, show)
+    async with driver(place, may_mount=False) as client:
+        for name in ("staged", "published", "neither"):
+            await client.create(name)
+            if name == "staged":
+                await client.stage()
+            if name == "published":
+                await client.publish()
+    assert seen == [("stage", True), ("publish", True)]
+    storage = Storage(place / "data")
+    volumes, _ = storage.open()
+    storage.close()
+    on_record = {one.name: one.is_handed_out for one in volumes.ordered()}
+    assert on_record == {"staged": True, "published": True, "neither": False}

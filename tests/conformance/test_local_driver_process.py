@@ -21,6 +21,7 @@ import pytest
 
 from moorage.csi import calls
 from moorage.csi.local.keeper import Keeper
+from moorage.csi.local.ledger import Ledger
 from moorage.csi.local.program import main
 from moorage.csi.local.records import VolumeRecord
 from moorage.csi.local.server import parse_endpoint, serve, status_of
@@ -247,13 +248,17 @@ def test_leftovers_go_and_unreadable_records_stay(tmp_path: Path) -> None:
     storage.commit([Change(action="create", record=volume(number)) for number in (1, 2)])
     (tmp_path / "temp" / "half" / "data").mkdir(parents=True)
     (tmp_path / "temp" / "id-1.json").write_text("{")
-    (tmp_path / "volumes" / "id-2" / "meta.json").write_text("{")
     storage.close()
+    ledger = Ledger(str(tmp_path / "records.db"))
+    ledger.write([("volumes/id-2", b"{"), ("volumes/id-3", msgspec.json.encode(volume(4)))])
+    ledger.close()
+    (tmp_path / "volumes" / "id-5" / "data").mkdir(parents=True)
     volumes, _ = storage.open()
     assert [one.id for one in volumes.ordered()] == ["id-1"]
     assert storage.sweep() == 2
     assert os.listdir(tmp_path / "temp") == os.listdir(tmp_path / "trash") == []
-    assert (tmp_path / "volumes" / "id-2" / "data").is_dir()
+    for name in ("id-2", "id-5"):
+        assert (tmp_path / "volumes" / name / "data").is_dir()
     storage.close()
 
 

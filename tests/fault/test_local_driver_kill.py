@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ import msgspec
 import pytest
 
 from moorage.csi import calls
+from moorage.csi.local.ledger import Ledger
 from moorage.csi.proto import csi_pb2 as csi
 from moorage.errors import DriverFault
 from moorage.rpc import Channel, Request, Response, Rpc, call, unix_channel
@@ -250,12 +252,12 @@ def fill(data: Path) -> None:
 def check_disk(world: World) -> None:
     """Each record once, whole data, nothing half-made."""
     assert os.listdir(world.place / "data" / "temp") == []
+    records = read_ledger(world.place / "data")
     for kind, things in (("volumes", world.volumes), ("snapshots", world.snapshots)):
         names = []
         for name in os.listdir(world.place / "data" / kind):
-            entry = world.place / "data" / kind / name
-            assert sorted(os.listdir(entry)) == ["data", "meta.json"]
-            names.append(msgspec.json.decode((entry / "meta.json").read_bytes())["name"])
+            assert os.listdir(world.place / "data" / kind / name) == ["data"]
+            names.append(records.pop(f"{kind}/{name}")["name"])
         assert sorted(names) == sorted(thing.name for thing in things), "a name is doubled or lost on disk"
         for thing in things:
             if thing.filled:
@@ -263,6 +265,19 @@ def check_disk(world: World) -> None:
                 assert len(os.listdir(data)) == FILES, f"{thing.name} is not whole"
                 for number in range(FILES):
                     assert (data / f"{number}").read_text() == str(number) * 1000
+    assert not records, "records without data"
+
+
+def read_ledger(data: Path) -> dict[str, dict[str, object]]:
+    """The records by key, from a copy: the driver keeps its file to itself."""
+    copy = data.parent / "copy"
+    copy.mkdir(exist_ok=True)
+    for name in ("records.db", "records.db-wal"):
+        shutil.copy(data / name, copy / name)
+    ledger = Ledger(str(copy / "records.db"))
+    found = {key: msgspec.json.decode(content) for key, content in ledger.read().items()}
+    ledger.close()
+    return found
 
 
 def start(world: World) -> subprocess.Popen[bytes]:

@@ -19,11 +19,13 @@ from typing import Generic, TypeVar
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 
 from moorage.csi.local.checks import refuse
 from moorage.csi.local.copying import copy_image, copy_tree
+from moorage.csi.local.layout import Record
 from moorage.csi.local.records import Index, SnapshotRecord, VolumeRecord
-from moorage.csi.local.storage import Change, Record, Storage
+from moorage.csi.local.storage import Change, Storage
 from moorage.errors import Rejected
 
 T = TypeVar("T")
@@ -120,6 +122,14 @@ class Keeper:
             self._know(self.volumes, record, change.action)
         else:
             self._know(self.snapshots, record, change.action)
+
+    async def hand_out(self, volume: VolumeRecord) -> VolumeRecord:
+        """The record after the volume's data is on the disk and known to be no longer empty for sure."""
+        if volume.is_handed_out:
+            return volume
+        record = msgspec.structs.replace(volume, is_handed_out=True)
+        await self.commit(Change(action="hand_out", record=record))
+        return record
 
     async def copy(self, source: Path, record: Record, *, image_bytes: int = 0) -> None:
         """Copy ``source`` into temp as the data of ``record``, to be committed with ``place``.

@@ -69,7 +69,7 @@ class Node:
             flags=access.flags,
             is_block=access.is_block,
         )
-        await self._work(volume_id, lambda volume: self._shower(volume).stage(volume, place))
+        await self._hand_out(volume_id, lambda volume: self._shower(volume).stage(volume, place))
         return csi.NodeStageVolumeResponse()
 
     async def node_unstage_volume(self, request: csi.NodeUnstageVolumeRequest) -> csi.NodeUnstageVolumeResponse:
@@ -99,7 +99,7 @@ class Node:
             flags=(*access.flags, "ro") if request.readonly else access.flags,
             is_block=access.is_block,
         )
-        await self._work(volume_id, lambda volume: self._shower(volume).publish(volume, place, staging))
+        await self._hand_out(volume_id, lambda volume: self._shower(volume).publish(volume, place, staging))
         return csi.NodePublishVolumeResponse()
 
     async def node_unpublish_volume(self, request: csi.NodeUnpublishVolumeRequest) -> csi.NodeUnpublishVolumeResponse:
@@ -165,6 +165,15 @@ class Node:
 
         async def operation() -> T:
             volume = self._get(volume_id)
+            return await anyio.to_thread.run_sync(work, volume, limiter=self._threads)
+
+        return await self._keeper.run(f"volume:{volume_id}", operation)
+
+    async def _hand_out(self, volume_id: str, work: Callable[[VolumeRecord], T]) -> T:
+        """As ``_work``, which is going to show the volume: from now on it may hold data."""
+
+        async def operation() -> T:
+            volume = await self._keeper.hand_out(self._get(volume_id))
             return await anyio.to_thread.run_sync(work, volume, limiter=self._threads)
 
         return await self._keeper.run(f"volume:{volume_id}", operation)

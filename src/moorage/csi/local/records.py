@@ -1,6 +1,6 @@
 """What the driver knows of volumes and snapshots, and the indexes over it. No I/O.
 
-Shapes: a record is one small JSON file beside the data; ``serial`` is the order of creation and the page token.
+Shapes: a record is a row of the ledger, as JSON; ``serial`` is the order of creation and the page token.
 Units:  sizes in bytes, times in nanoseconds since the epoch.
 """
 
@@ -32,7 +32,8 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A volume. ``required_bytes`` and ``limit_bytes`` are as first asked, so that a repeat is known again.
 
-    The data of a block volume is one file, its image; that of any other is a directory.
+    The data of a block volume is one file, its image; that of any other is a directory. ``is_handed_out`` is False as
+    long as nobody can have put anything into it: it was made empty, and never shown at any path.
     """
 
     id: str
@@ -46,6 +47,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin | None = None
     publications: tuple[Publication, ...] = ()
     is_block: bool = False
+    is_handed_out: bool = True
     format: int = FORMAT
 
 

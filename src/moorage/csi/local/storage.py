@@ -1,12 +1,14 @@
-"""The driver's directory: layout, loading, and changes in groups. Everything here blocks.
+"""The driver's directory: layout, and changes in groups. Everything here blocks.
 
-Shapes: DIR/volumes/<id>/ and DIR/snapshots/<id>/ hold ``meta.json`` and ``data`` (a directory,
-    or a block volume's image); DIR/temp what is being made;
+Shapes: DIR/records.db holds every record (``ledger``); DIR/volumes/<id>/ and DIR/snapshots/<id>/ hold ``data`` (a
+    directory, or a block volume's image); DIR/temp what is being made or taken away;
     DIR/trash what is being removed; DIR/node what was published here (see ``node``); DIR/lock keeps others out.
 Raises OSError as the kernel said; Unavailable when another process has the directory.
 
-A kill at any instant leaves each volume whole or absent: it is made in temp, synced, renamed into place, and its
-new parent synced before the change counts as done; removal is a rename to trash. A group of changes shares the syncs.
+A change is made when its record is: data gets ready in temp, one transaction of the ledger follows, data goes into
+place or to the trash. A kill or a power cut at any instant leaves what ``opening`` brings in line with the records.
+An empty volume's data is brought to the disk not when it is made but before it is first shown to anybody
+(``hand_out``): only what nobody has ever had may be made anew. A group of changes shares the syncs.
 """
 
 from __future__ import annotations
@@ -16,45 +18,36 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import structlog
 
-from moorage.csi.local.records import FORMAT, Index, SnapshotRecord, VolumeRecord
+from moorage.csi.local.layout import Layout, Record, key_of
+from moorage.csi.local.ledger import Ledger
+from moorage.csi.local.opening import bring_in_line
+from moorage.csi.local.records import Index, SnapshotRecord, VolumeRecord
 from moorage.errors import Unavailable
 from moorage.syncing import sync_directory
 
-Record = VolumeRecord | SnapshotRecord
-
 LOCK_WAIT_S = 5.0
-DATA_MODE = 0o755
-IMAGE_MODE = 0o600
+REMOVED_MAX = 1024
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+# What the ledger raises when nothing of a write is on the disk.
+_NOTHING_WRITTEN = frozenset({errno.ENOSPC, errno.EBUSY})
 _encode = msgspec.json.Encoder().encode
-_decode_volume = msgspec.json.Decoder(VolumeRecord).decode
-_decode_snapshot = msgspec.json.Decoder(SnapshotRecord).decode
 
 log = structlog.get_logger("moorage.csi.local")
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One change: ``create`` makes an empty volume, ``place`` takes data that lies in temp, ``rewrite``, ``remove``.
+    """One change: ``create`` makes an empty volume, ``place`` takes data that lies in temp, ``rewrite`` has a record
+    replaced, ``hand_out`` too and sees to it that the volume's data is on the disk, ``remove`` removes both."""
 
-    ``size_bytes`` is that of a new image.
-    """
-
-    action: Literal["create", "place", "rewrite", "remove"]
+    action: Literal["create", "place", "rewrite", "hand_out", "remove"]
     record: Record
-    mode: int = DATA_MODE
-    uid: int = -1
-    gid: int = -1
-    size_bytes: int = 0
 
 
 class Storage:
@@ -62,10 +55,9 @@ class Storage:
 
     def __init__(self, directory: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self.directory = directory
-        self.temp = os.path.join(directory, "temp")
-        self.trash = os.path.join(directory, "trash")
         self.node = os.path.join(directory, "node")
-        self._places = {kind: os.path.join(directory, kind) for kind in ("volumes", "snapshots")}
+        self._layout = Layout(str(directory))
+        self._ledger: Ledger | None = None
         self._lock = -1
         self._lock_wait_s = lock_wait_s
         self.broken = ""
@@ -73,27 +65,18 @@ class Storage:
 
     def open(self) -> tuple[Index[VolumeRecord], Index[SnapshotRecord]]:
         """Lock the directory, clear what a killed process left, and read every record."""
-        os.makedirs(self.directory, 0o700, exist_ok=True)
-        for place in (self.temp, self.trash, self.node, *self._places.values()):
-            os.makedirs(place, 0o700, exist_ok=True)
+        self._layout.make()
+        os.makedirs(self.node, 0o700, exist_ok=True)
         self._take_lock()
         self.measure()
-        for name in os.listdir(self.temp):
-            os.rename(os.path.join(self.temp, name), os.path.join(self.trash, name))
-        volumes: Index[VolumeRecord] = Index()
-        for name in os.listdir(self._places["volumes"]):
-            volume = _read(self._places["volumes"], name, _decode_volume)
-            if volume is not None:
-                volumes.put(volume)
-        snapshots: Index[SnapshotRecord] = Index()
-        for name in os.listdir(self._places["snapshots"]):
-            snapshot = _read(self._places["snapshots"], name, _decode_snapshot)
-            if snapshot is not None:
-                snapshots.put(snapshot)
-        return volumes, snapshots
+        self._ledger = Ledger(os.path.join(self.directory, "records.db"))
+        return bring_in_line(self._layout, self._ledger)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Close the ledger and give the lock back."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -106,11 +89,11 @@ class Storage:
 
     def data_path(self, record: Record) -> Path:
         """Where the data of a volume or snapshot lies."""
-        return Path(self._place(record), "data")
+        return Path(self._layout.place_of(record), "data")
 
     def temp_data_path(self, record: Record) -> Path:
         """Where the data of a volume or snapshot is put while it is made; its parent is made too."""
-        parent = os.path.join(self.temp, record.id)
+        parent = self._layout.temp_of(record)
         os.mkdir(parent, 0o700)
         return Path(parent, "data")
 
@@ -126,13 +109,14 @@ class Storage:
 
     def discard_temp(self, record: Record) -> None:
         """Remove what was made of a record that is not to be."""
-        shutil.rmtree(os.path.join(self.temp, record.id), ignore_errors=True)
+        shutil.rmtree(self._layout.temp_of(record), ignore_errors=True)
 
     def sweep(self) -> int:
         """Remove what lies in the trash, and say how many entries went; one that cannot go is logged and left."""
         swept = 0
-        for name in os.listdir(self.trash):
-            path = os.path.join(self.trash, name)
+        trash = self._layout.trash
+        for name in os.listdir(trash):
+            path = os.path.join(trash, name)
             try:
                 if os.path.isdir(path) and not os.path.islink(path):
                     shutil.rmtree(path)
@@ -147,80 +131,113 @@ class Storage:
     def commit(self, changes: Sequence[Change]) -> list[OSError | None]:
         """Make the changes durable, in their order. The answer has an error for each change that was not made.
 
-        A failed sync of a directory leaves the outcome unknown: nothing more is written until a restart reads the disk.
+        A disk that fails leaves the outcome unknown: nothing more is written until a restart reads the disk.
         """
         if self.broken:
             return [OSError(errno.EIO, self.broken) for _ in changes]
         errors: list[OSError | None] = [None] * len(changes)
-        descriptors: list[list[int]] = []
+        ready: dict[int, Change] = {}
+        to_sync: set[str] = set()
         for number, change in enumerate(changes):
-            opened: list[int] = []
-            descriptors.append(opened)
             try:
-                self._prepare(change, opened)
+                self._prepare(change, to_sync)
+                ready[number] = change
             except OSError as error:
                 errors[number] = error
-        for number, opened in enumerate(descriptors):
-            errors[number] = errors[number] or _sync(opened)
-        parents: set[str] = set()
-        for number, change in enumerate(changes):
-            if errors[number] is None:
-                try:
-                    parents.update(self._place_change(change))
-                except OSError as error:
-                    errors[number] = error
-        for number, change in enumerate(changes):
-            if errors[number] is not None and change.action in ("create", "place"):
-                self.discard_temp(change.record)
+                self._undo(change)
         try:
-            for parent in parents:
-                sync_directory(parent)
+            for path in to_sync:
+                sync_directory(path)
+            self._record(ready.values())
         except OSError as error:
-            self.broken = f"cannot sync {error.filename or self.directory}: {error.strerror}; restart the driver"
-            log.error("the driver's directory failed", error=self.broken)
-            return [OSError(errno.EIO, self.broken) for _ in changes]
+            told = error if error.errno in _NOTHING_WRITTEN else self._stop_writing(error)
+            for number, change in ready.items():
+                errors[number] = told
+                self._undo(change)
+            return errors
+        self._finish(ready, errors)
         return errors
 
-    def _prepare(self, change: Change, opened: list[int]) -> None:
-        """Write what the change needs into temp; the descriptors to sync go to ``opened``."""
-        record = change.record
-        if change.action == "remove":
-            return
-        if change.action == "rewrite":
-            opened.append(_write(os.path.join(self.temp, f"{record.id}.json"), _encode(record)))
-            return
-        directory = os.path.join(self.temp, record.id)
-        if change.action == "create":
-            data = os.path.join(directory, "data")
-            os.mkdir(directory, 0o700)
-            if record.is_block:
-                opened.append(_make_image(data, change.size_bytes))
+    def _prepare(self, change: Change, to_sync: set[str]) -> None:
+        """Get the data ready; directories that several changes may share, and which have to be synced, go to
+        ``to_sync``."""
+        layout, record = self._layout, change.record
+        match change.action:
+            case "create":
+                assert isinstance(record, VolumeRecord)
+                layout.make_empty(record)
+            case "place":
+                sync_directory(layout.temp_of(record))
+                to_sync.add(layout.temp)
+            case "hand_out":
+                assert isinstance(record, VolumeRecord)
+                if not os.path.lexists(layout.place_of(record)):
+                    self.discard_temp(record)
+                    layout.make_empty(record)
+                    layout.put_in_place(record)
+                if record.is_block:
+                    self.grow_image(record, record.capacity_bytes)
+                layout.sync_data(record)
+                to_sync.add(os.path.dirname(layout.place_of(record)))
+            case "remove":
+                layout.take_leave(record)
+
+    def _record(self, changes: Iterable[Change]) -> None:
+        """Have the ledger say what is now."""
+        assert self._ledger is not None
+        puts, takes = [], []
+        for change in changes:
+            if change.action == "remove":
+                takes.append(key_of(change.record))
             else:
-                os.mkdir(data, 0o700)
-            if change.uid >= 0 or change.gid >= 0:
-                os.chown(data, change.uid, change.gid)
-            os.chmod(data, IMAGE_MODE if record.is_block else change.mode)
-        opened.append(_write(os.path.join(directory, "meta.json"), _encode(record)))
-        opened.append(os.open(directory, _DIRECTORY))
+                puts.append((key_of(change.record), _encode(change.record)))
+        if puts or takes:
+            self._ledger.write(puts, takes)
 
-    def _place_change(self, change: Change) -> tuple[str, ...]:
-        """Rename the change into effect; the directories that must be synced for it."""
-        record = change.record
-        place = self._place(record)
-        parent = os.path.dirname(place)
+    def _undo(self, change: Change) -> None:
+        """Take back what ``_prepare`` did. What is here when it is unknown which records are on the disk suits both."""
         if change.action == "remove":
-            with suppress(FileNotFoundError):  # somebody removed it by hand
-                os.rename(place, os.path.join(self.trash, record.id))
-            return (parent, self.trash)
-        if change.action == "rewrite":
-            os.rename(os.path.join(self.temp, f"{record.id}.json"), os.path.join(place, "meta.json"))
-            return (place,)
-        os.rename(os.path.join(self.temp, record.id), place)
-        return (parent,)
+            try:
+                self._layout.put_back(change.record)
+            except OSError as error:
+                log.error("not in its place; tried again at the next start", id=change.record.id, error=str(error))
+        elif change.action == "create" or (change.action == "place" and not self.broken):
+            self.discard_temp(change.record)
 
-    def _place(self, record: Record) -> str:
-        kind = "volumes" if isinstance(record, VolumeRecord) else "snapshots"
-        return os.path.join(self._places[kind], record.id)
+    def _finish(self, changes: Mapping[int, Change], errors: list[OSError | None]) -> None:
+        """Put the data where the records, which are on the disk, say. A record whose data cannot be had goes again."""
+        assert self._ledger is not None
+        layout = self._layout
+        lost: list[str] = []
+        for number, change in changes.items():
+            try:
+                if change.action in ("create", "place"):
+                    layout.put_in_place(change.record)
+                elif change.action == "remove":
+                    layout.throw_away(layout.leaving_of(change.record))
+            except OSError as error:
+                if change.action == "remove":
+                    log.warning(
+                        "not in the trash; tried again at the next start", id=change.record.id, error=str(error)
+                    )
+                    continue
+                errors[number] = error
+                lost.append(key_of(change.record))
+                self.discard_temp(change.record)
+        try:
+            if lost:
+                self._ledger.write((), lost)
+            if self._ledger.removed > REMOVED_MAX:
+                for place in layout.kinds:
+                    sync_directory(place)
+                self._ledger.forget_removed()
+        except OSError as error:
+            self._stop_writing(error)
+
+    def _stop_writing(self, error: OSError) -> OSError:
+        self.broken = f"cannot write to {error.filename or self.directory}: {error.strerror}; restart the driver"
+        log.error("the driver's directory failed", error=self.broken)
+        return OSError(errno.EIO, self.broken)
 
     def _take_lock(self) -> None:
         """One process per directory. A killed predecessor may need a moment to be gone."""
@@ -237,58 +254,3 @@ class Storage:
                         f"another process uses {self.directory}: stop it, or give this driver another --data"
                     ) from error
             time.sleep(0.05)
-
-
-def _write(path: str, content: bytes) -> int:
-    """Write a file and start its way to the disk; the descriptor is still to be synced and closed."""
-    descriptor = os.open(path, _CREATE, 0o600)
-    try:
-        os.write(descriptor, content)
-        # Starts the write-back of this file now, so that the syncs of a group wait for one commit and not for each.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _make_image(path: str, size: int) -> int:
-    """Make a file of holes; the descriptor is still to be synced and closed."""
-    descriptor = os.open(path, _CREATE, IMAGE_MODE)
-    try:
-        os.ftruncate(descriptor, size)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _sync(descriptors: Sequence[int]) -> OSError | None:
-    """Sync and close all; the first error, if any."""
-    first: OSError | None = None
-    for descriptor in descriptors:
-        try:
-            if first is None:
-                os.fsync(descriptor)
-        except OSError as error:
-            first = error
-        finally:
-            os.close(descriptor)
-    return first
-
-
-R = TypeVar("R", VolumeRecord, SnapshotRecord)
-
-
-def _read(place: str, name: str, decode: Callable[[bytes], R]) -> R | None:
-    """The record of one entry; an entry that cannot be read is left alone and logged: its data may be precious."""
-    path = os.path.join(place, name, "meta.json")
-    try:
-        record = decode(Path(path).read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        log.error("left out: the record cannot be read", path=path, error=str(error))
-        return None
-    if record.id != name or record.format != FORMAT:
-        log.error("left out: the record does not fit", path=path, id=record.id, format=record.format)
-        return None
-    return record

@@ -204,14 +204,11 @@ class Volumes:
             parameters=parameters,
             origin=origin,
             is_block=is_block,
+            is_handed_out=source is not None,
         )
         await self._check_fits(volume.capacity_bytes)
         if source is None:
-            mode, uid, gid = checks.check_ownership(parameters.items())
-            change = Change(
-                action="create", record=volume, mode=mode, uid=uid, gid=gid, size_bytes=volume.capacity_bytes
-            )
-            await keeper.commit(change)
+            await keeper.commit(Change(action="create", record=volume))
         else:
             async with keeper.copying_from(source.id):
                 if origin is not None:
