@@ -192,3 +192,29 @@ def test_a_new_server_leaves_a_volume_to_the_controller_that_is_at_it(cluster: C
     assert find_new(first) == []
     assert find_new(second) == [("CreateVolume", "OK")]
     restart_driver(cluster, second)
+
+
+def test_the_call_of_a_driver_that_hangs_is_left_where_it_is_and_its_other_volumes_are_not(cluster: Cluster) -> None:
+    """The driver is stopped in the middle of a create: its probes have no answer, and its node says so while the call
+    goes on there. What it is not at goes to the other controller."""
+    first, second = cluster.hosts
+    name, other = name_for(cluster, first, "held"), name_for(cluster, first, "moved")
+    restart_driver(cluster, first, "--delay", "CreateVolume=1")
+    before = {host.name: len(find_calls(cluster, host)) for host in cluster.hosts}
+
+    def find_new(host: Host) -> list[tuple[str, str]]:
+        return find_calls(cluster, host)[before[host.name] :]
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/{name}/create", describe_volume(name))
+        wait_until(lambda: find_new(first) == [("CreateVolume", "")], "the create is under way")
+        with first.jobs["driver"].hanging():
+            wait_until(lambda: cluster.healthy_nodes() == 1, "the driver is found hanging", within_s=30)
+            cluster.create(other)
+            assert find_new(second) == [("CreateVolume", "OK")]
+            told = cluster.lan.get(f"/v1/volume/csi/{name}/why")["Blocks"]
+            assert any(f"node {first.name} is at a call for this disk" in text for text in told), told
+        wait_until(lambda: find_new(first) == [("CreateVolume", "OK")], "the call has ended")
+        assert asked.result()[0] == 200 or cluster.create(name)
+    assert find_new(second) == [("CreateVolume", "OK")]
+    restart_driver(cluster, first)

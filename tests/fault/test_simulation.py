@@ -73,6 +73,8 @@ def test_seeds_keep_every_promise(start: int) -> None:
         ("mounted_untaken", "clean_before_ready", 461),
         ("controller_changed", "one_in_flight", 1),
         ("controllers_unheard", "one_in_flight", 11),
+        ("sick_hurried", "one_in_flight", 1),
+        ("reports_overtaken", "one_in_flight", 1),
     ],
 )
 def test_a_planted_defect_is_found(defect: str, validator: str, start: int) -> None:

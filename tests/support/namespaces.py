@@ -110,6 +110,17 @@ class Job:
         """SIGTERM, and wait for its end."""
         self.kill(signal.SIGTERM)
 
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It is stopped, and goes on when the block ends."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            # What brought it into its namespaces stops with it.
+            for pid in {self._process.pid, self.pid}:
+                os.kill(pid, signal.SIGCONT)
+
     def wait_gone(self) -> None:
         """Return when it ended by itself."""
         self._process.wait(15)

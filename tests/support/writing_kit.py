@@ -60,6 +60,7 @@ class Writing:
         drivers: Any = {PLUGIN: self}
         gate = StepGate(lambda: 0.0)
         gate.renew(0.0, LEASE_S)
+        gate.note_well([PLUGIN])
         clock = kit.service.clock.now_ns
         workers = StepWorkers(group, drivers, reporter, clock=clock, budgets=budgets, gate=gate)
         steps = Steps(self.pages, NODE, Link(), gate=gate, settings=settings, random=lambda: 0.5)

@@ -23,7 +23,14 @@ from moorage.errors import (
     Rejected,
     Unavailable,
 )
-from moorage.model.assignment import ClaimAssignments, NodeRegistered, NodeRegistration, StepAssignments
+from moorage.model.assignment import (
+    ClaimAssignments,
+    NodeRegistered,
+    NodeRegistration,
+    PluginReport,
+    PluginsReported,
+    StepAssignments,
+)
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
 
@@ -91,6 +98,7 @@ async def test_the_call_is_made_as_the_page_wants_it() -> None:
             "register": NodeRegistered(lease_s=3.0),
             "steps": StepAssignments(index=9, steps=()),
             "claims": ClaimAssignments(index=8, claims=()),
+            "plugins": PluginsReported(count=7, is_taken=False),
         }
         return Answer(200, {}, msgspec.json.encode(found.get(page)))
 
@@ -98,7 +106,7 @@ async def test_the_call_is_made_as_the_page_wants_it() -> None:
     assert (await client.register_node(NODE)).lease_s == 3.0
     assert (await client.wait_steps(NODE.id, 4, 1.5)).index == 9
     assert (await client.wait_claims(NODE.id, 4, 60)).index == 8
-    await client.report_plugins(NODE.id, {})
+    assert await client.report_plugins(NODE.id, {}, calling=("v",), after=5) == PluginsReported(count=7, is_taken=False)
     await client.report(NODE.id, [])
     assert [(m, p, q) for m, p, q, _ in seen] == [
         ("PUT", "/v1/node/n%2F1/register", {}),
@@ -107,6 +115,9 @@ async def test_the_call_is_made_as_the_page_wants_it() -> None:
         ("PUT", "/v1/node/n%2F1/plugins", {}),
         ("PUT", "/v1/node/n%2F1/reports", {}),
     ]
+    assert msgspec.json.decode(seen[3][3] or b"", type=PluginReport) == PluginReport(
+        instances={}, calling=("v",), after=5
+    )
     assert msgspec.json.decode(seen[0][3] or b"", type=NodeRegistration).node == NODE
 
 

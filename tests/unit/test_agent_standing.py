@@ -16,7 +16,7 @@ from moorage.agent.worker import StepWorkers
 from moorage.client.transport import Answer
 from moorage.model import steps
 from moorage.model.assignment import ClaimAssignments, Report, StepAssignment, StepAssignments
-from moorage.model.ids import ClaimId, Revision
+from moorage.model.ids import ClaimId, PluginId, Revision
 from moorage.testing.agent_world import Pages
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +89,12 @@ class _Open:
 
     async def wait_open(self) -> None:
         await anyio.lowlevel.checkpoint()
+
+    def is_told(self, plugin_id: PluginId) -> bool:
+        return True
+
+    def note_end(self, plugin_id: PluginId) -> None:
+        pass
 
 
 def a_step(name: str, revision: int = 1, serial: str = "") -> StepAssignment:

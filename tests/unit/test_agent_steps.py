@@ -1,11 +1,14 @@
-"""A controller step begins only while the node's lease runs, and only if the server's run that listed it still does."""
+"""A controller step begins only while the node's lease runs, only if the server's run that listed it still does, and
+only while the server knows the driver as well."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from moorage.agent.budget import Budget
@@ -16,7 +19,7 @@ from moorage.agent.steps import StepGate, Steps
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import Client
 from moorage.model import steps
-from moorage.model.assignment import Report, StepAssignment, StepAssignments
+from moorage.model.assignment import PluginsReported, Report, StepAssignment, StepAssignments
 from moorage.model.ids import NodeId, PluginId, Revision
 
 pytestmark = pytest.mark.anyio
@@ -67,10 +70,13 @@ class Driver:
 class Agent:
     """The parts of an agent that make controller calls; ``now_s`` is its clock."""
 
+    workers: StepWorkers
+
     def __init__(self) -> None:
         self.now_s = 100.0
         self.server, self.driver = Server(), Driver()
         gate = StepGate(lambda: self.now_s)
+        gate.note_well([NAS])
         settings = AgentSettings(wait_s=60.0)
         self.link = Link()
         self.steps = Steps(self.server, NodeId("n"), self.link, gate=gate, settings=settings, random=lambda: 0.5)
@@ -82,9 +88,10 @@ async def running(calls_max: int = 8) -> AsyncIterator[Agent]:
     agent = Agent()
     budgets = {NAS: Budget(calls_max, slow_max=0, slow_after_s=60.0)}
     async with anyio.create_task_group() as group:
-        workers = StepWorkers(
-            group, {NAS: agent.driver}, agent.reporter, clock=lambda: 1, budgets=budgets, gate=agent.steps.gate
-        )  # type: ignore[dict-item]
+        drivers: Any = {NAS: agent.driver, PluginId("other"): agent.driver}
+        workers = agent.workers = StepWorkers(
+            group, drivers, agent.reporter, clock=lambda: 1, budgets=budgets, gate=agent.steps.gate
+        )
         group.start_soon(agent.reporter.run)
         group.start_soon(lambda: agent.steps.run(workers, random=lambda: 0.0))
         agent.steps.note_run(5)
@@ -168,3 +175,88 @@ async def test_a_list_of_another_run_makes_the_node_register_at_once() -> None:
         agent.server.tell(epoch=6)
         with anyio.fail_after(5):
             await agent.link.wait_wake(60.0)
+
+
+def tell(agent: Agent, *well: PluginId, count: int) -> None:
+    """A report that the server takes."""
+    telling = agent.steps.begin_telling(well)
+    assert agent.steps.note_told(telling, PluginsReported(count=count))
+
+
+async def test_a_sick_drivers_steps_wait_for_a_list_from_after_the_word_that_it_is_well() -> None:
+    async with running(calls_max=1) as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        agent.server.tell(a_step("a"), a_step("b"))
+        await anyio.wait_all_tasks_blocked()
+        agent.steps.gate.note_sick(NAS)
+        # Its call goes on, is told, and what waited for its turn does not begin; nor does what is listed meanwhile.
+        assert agent.steps.list_calling() == ("a",)
+        agent.server.tell(a_step("a"), a_step("b"), a_step("c"))
+        agent.driver.go.set()
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a"]
+        assert agent.steps.list_calling() == ()
+        # The server gave b and c to somebody else when it heard of it, and this list is on its way.
+        agent.server.page = StepAssignments(index=agent.server.page.index, steps=(a_step("d"),), epoch=5)
+        tell(agent, NAS, count=7)
+        assert agent.server.asked[-1][0] != 0
+        await anyio.wait_all_tasks_blocked()
+        assert agent.server.asked[-2][0] == 0
+        assert agent.driver.begun == ["a", "d"]
+
+
+async def test_a_report_that_was_made_before_a_fall_lets_nothing_begin() -> None:
+    async with running() as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        gate = agent.steps.gate
+        gate.note_sick(NAS)
+        first = agent.steps.begin_telling([NAS])
+        gate.note_sick(NAS)
+        assert agent.steps.note_told(first, PluginsReported(count=7))
+        assert not gate.is_told(NAS)
+        # One that the server does not take says nothing either; the next one comes after what it took last.
+        second = agent.steps.begin_telling([NAS])
+        assert (first.after, second.after) == (5, 7)
+        assert not agent.steps.note_told(second, PluginsReported(count=9, is_taken=False))
+        assert not gate.is_told(NAS)
+        third = agent.steps.begin_telling([NAS])
+        assert third.after == 9
+        assert agent.steps.note_told(third, PluginsReported(count=10))
+        assert gate.is_told(NAS)
+
+
+async def test_a_driver_that_recovers_leaves_the_others_lists_alone() -> None:
+    async with running() as agent:
+        agent.steps.gate.renew(90.0, 9.0)
+        other = msgspec.structs.replace(a_step("o"), plugin_id=PluginId("other"))
+        agent.steps.gate.note_well([PluginId("other")])
+        agent.server.tell(a_step("a"), other)
+        await anyio.wait_all_tasks_blocked()
+        agent.steps.gate.note_sick(NAS)
+        agent.server.page = StepAssignments(index=agent.server.page.index, steps=(other,), epoch=5)
+        tell(agent, NAS, count=7)
+        # Both wait for the lease; the other driver's step is still wanted before the new list is there.
+        agent.steps.gate.renew(100.0, 9.0)
+        assert agent.workers._listed.keys() == {"k/o"}
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["o"]
+
+
+async def test_the_end_of_a_sick_drivers_call_is_told_once_the_server_knows_what_came_of_it() -> None:
+    async with running() as agent:
+        ends: list[tuple[str, ...]] = []
+        agent.steps.gate.on_end = lambda: ends.append(agent.steps.list_calling())
+        agent.steps.gate.renew(100.0, 9.0)
+        agent.server.tell(a_step("a"))
+        await anyio.wait_all_tasks_blocked()
+        agent.steps.gate.note_sick(NAS)
+        assert ends == []
+        agent.driver.go.set()
+        await anyio.wait_all_tasks_blocked()
+        assert ends == [()]
+        # Of a driver that is well nobody waits to hear it.
+        tell(agent, NAS, count=7)
+        agent.server.tell(a_step("b"))
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a", "b"]
+        assert ends == [()]

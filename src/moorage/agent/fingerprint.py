@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from moorage.agent.journal import write_whole
 from moorage.agent.link import Link
 from moorage.agent.ports import AgentSettings, Chance, Clock, Driver, DriverSpec, Role
+from moorage.agent.steps import Steps
 from moorage.client.api import AgentPages, retry_delay_s
 from moorage.errors import MoorageError, NotFound, Rejected, Unavailable
 from moorage.model.ids import NodeId, PluginId
@@ -32,7 +33,8 @@ DESCRIPTION_CHARS_MAX = 500
 
 
 class Fingerprints:
-    """The instances of one node's drivers. ``on_change`` is told a plugin's ID when it became able or unable."""
+    """The instances of one node's drivers. ``on_change`` is told a plugin's ID when it became able or unable,
+    ``on_sick`` when it became unable, before anybody else."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Fingerprints:
         self._group: TaskGroup | None = None
         self._changed = anyio.Event()
         self.on_change: Callable[[PluginId], None] = lambda plugin_id: None
+        self.on_sick: Callable[[PluginId], None] = lambda plugin_id: None
 
     def find_node_info(self, plugin_id: PluginId) -> NodeInfo | None:
         """What the driver's node service can do; None while that is not known."""
@@ -89,7 +92,12 @@ class Fingerprints:
         self._known[plugin_id] = self._instances.pop(plugin_id)
         del self._drivers[plugin_id], self._specs[plugin_id]
         self._unasked.discard(plugin_id)
+        self.on_sick(plugin_id)
         self.on_change(plugin_id)
+        self.tell_again()
+
+    def tell_again(self) -> None:
+        """Make a report soon: there is something that the server does not know."""
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -144,6 +152,8 @@ class Fingerprints:
         self._unasked.discard(plugin_id)
         if replace(now, updated_at_ns=last.updated_at_ns) != last:
             self._instances[plugin_id] = now
+            if last.healthy and not now.healthy:
+                self.on_sick(plugin_id)
             if now.healthy != last.healthy or (is_first and not now.healthy):
                 event = "driver.healthy" if now.healthy else "driver.unhealthy"
                 log.info(event, plugin=plugin_id, provider=now.provider, description=now.health_description)
@@ -151,8 +161,7 @@ class Fingerprints:
                 self.on_change(plugin_id)
         elif not is_first:
             return
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.tell_again()
 
     async def _keep(self) -> None:
         """Known capabilities on disk, for the next start."""
@@ -169,24 +178,32 @@ class Fingerprints:
                     log.warning("instances.not_kept", error=str(e))
             await changed.wait()
 
-    async def report(self, client: AgentPages, link: Link, *, random: Chance) -> None:
-        """Tell the server all instances: when every driver was asked once, on each change, when it is back, and now
-        and then without any reason, so that a report that was overtaken by an older one does not stand for long."""
+    async def report(self, client: AgentPages, link: Link, steps: Steps, *, random: Chance) -> None:
+        """Tell the server all instances and what is being called: when every driver was asked once, on each change,
+        when a sick driver's call has ended, when the server is back, and now and then without any reason."""
         with anyio.move_on_after(self._settings.first_probe_s):
             while self._unasked:
                 await self._changed.wait()
         failures, repeat_s = 0, self._settings.plugins_repeat_s
         while True:
             changed, epoch = self._changed, link.epoch
+            telling = steps.begin_telling(p for p, instance in self._instances.items() if instance.healthy)
             try:
-                await client.report_plugins(self._node_id, dict(self._instances))
-                failures = 0
+                answer = await client.report_plugins(
+                    self._node_id, dict(self._instances), calling=steps.list_calling(), after=telling.after
+                )
             except (Unavailable, Rejected) as e:
                 failures += 1
                 if isinstance(e, NotFound) or failures == 1:
                     link.note_fault(e)
                 await anyio.sleep(retry_delay_s(failures, random()))
                 continue
+            if not steps.note_told(telling, answer):
+                # The first time after a start, or after an answer that was lost: now it is known which one is next.
+                failures += 1
+                await anyio.sleep(retry_delay_s(failures - 1, random()) if failures > 1 else 0.0)
+                continue
+            failures = 0
             async with anyio.create_task_group() as group:
                 group.start_soon(_first, lambda: anyio.sleep(repeat_s), group.cancel_scope.cancel)
                 group.start_soon(_first, changed.wait, group.cancel_scope.cancel)

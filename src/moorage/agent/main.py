@@ -193,6 +193,7 @@ class _Agent:
     async def run(
         self, group: TaskGroup, volumes: Volumes, fingerprints: Fingerprints, *, task_status: TaskStatus[NodeId]
     ) -> None:
+        fingerprints.on_sick, self._steps.gate.on_end = self._steps.gate.note_sick, fingerprints.tell_again
         await group.start(fingerprints.run)
         group.start_soon(self.reporter.run, name="reports")
         group.start_soon(self._follow_claims, volumes, name="claims")
@@ -202,7 +203,9 @@ class _Agent:
         group.start_soon(self._keep_lease, lease_s, volumes, name="lease")
         group.start_soon(self._follow_steps, group, name="steps")
         random = self._around.random
-        group.start_soon(lambda: fingerprints.report(self._client, self._link, random=random), name="plugins")
+        group.start_soon(
+            lambda: fingerprints.report(self._client, self._link, self._steps, random=random), name="plugins"
+        )
         task_status.started(self._node.id)
 
     # -- lease -------------------------------------------------------------------------------------------------------

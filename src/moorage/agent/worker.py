@@ -8,7 +8,7 @@ Never: retries (the server decides when a step is due again); adds a pause betwe
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -44,6 +44,14 @@ class Gate(Protocol):
 
     async def wait_open(self) -> None:
         """Until one may begin."""
+        ...
+
+    def is_told(self, plugin_id: PluginId) -> bool:
+        """Whether the driver is known as well, here and at the server."""
+        ...
+
+    def note_end(self, plugin_id: PluginId) -> None:
+        """A call of the driver has ended, and the server knows what came of it."""
         ...
 
 
@@ -112,10 +120,15 @@ class StepWorkers:
         if self._left:
             log.warning("steps.too_many", listed=len(self._listed), in_hand=len(self._in_hand))
 
-    def drop_listed(self) -> None:
-        """Begin nothing of what was listed so far; calls that go on do so."""
-        self._listed = {}
-        self._left.clear()
+    def drop_listed(self, plugin_ids: Iterable[PluginId] | None = None) -> None:
+        """Begin nothing of what was listed so far, for these drivers or for all; calls that go on do so."""
+        if plugin_ids is None:
+            self._listed = {}
+            self._left.clear()
+            return
+        for key in [key for key, assignment in self._listed.items() if assignment.plugin_id in plugin_ids]:
+            del self._listed[key]
+            self._left.pop(key, None)
 
     def list_calling(self) -> tuple[str, ...]:
         """The serial keys that have a call now."""
@@ -174,19 +187,24 @@ class StepWorkers:
         return listed is not None and listed.revision == assignment.revision
 
     async def _call(self, assignment: StepAssignment) -> Outcome | None:
-        """The outcome; None where the step was withdrawn while it waited for its turn, or for the lease."""
+        """The outcome; None where the step was withdrawn while it waited for its turn or for the lease, or where its
+        driver is sick: once the server knows it as well, all steps are listed again."""
         plugin_id, step, serial = assignment.plugin_id, assignment.step, assignment.serial_key
         driver = self._drivers.get(plugin_id)
         budget = self._budgets.get(plugin_id) if driver is not None else None
 
+        def is_told() -> bool:
+            # Where there is no driver nothing is called, and the server learns why at once.
+            return driver is None or self._gate.is_told(plugin_id)
+
         def may_begin() -> bool:
-            if not self._gate.is_open or not self._is_listed(assignment):
+            if not self._gate.is_open or not is_told() or not self._is_listed(assignment):
                 return False
             self._calling.add(serial)
             return True
 
         call = partial(call_driver, driver, step, timeout_s=assignment.timeout_s, clock=self._clock)
-        while self._is_listed(assignment):
+        while self._is_listed(assignment) and is_told():
             if not self._gate.is_open:
                 await self._gate.wait_open()
             try:
@@ -226,6 +244,7 @@ class StepWorkers:
         if self._in_hand.get(assignment.key) == assignment.revision:
             del self._in_hand[assignment.key]
         self._reported.pop(assignment.key, None)
+        self._gate.note_end(assignment.plugin_id)
         if is_taken:
             self._reported[assignment.key] = (assignment.revision, now_s())
             # The server does not tell us what we have told it.

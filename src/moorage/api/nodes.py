@@ -226,8 +226,9 @@ async def register_node(service: Service, request: Request, node_id: str) -> Ans
 async def report_plugins(service: Service, request: Request, node_id: str) -> Answer:
     """PUT /v1/node/:id/plugins."""
     check_own(service, request, node_id)
-    await service.nodes.report_plugins(NodeId(node_id), _decode(PluginReport, request.body).instances)
-    return empty_answer()
+    sent = _decode(PluginReport, request.body)
+    told = await service.nodes.report_plugins(NodeId(node_id), sent.instances, calling=sent.calling, after=sent.after)
+    return Answer(body=msgspec.json.encode(told), content_type=JSON)
 
 
 async def wait_steps(service: Service, request: Request, node_id: str) -> Answer:

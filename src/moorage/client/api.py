@@ -22,6 +22,7 @@ from moorage.model.assignment import (
     NodeRegistered,
     NodeRegistration,
     PluginReport,
+    PluginsReported,
     Report,
     Reports,
     StepAssignments,
@@ -74,8 +75,15 @@ class AgentPages(Protocol):
         """Make the node known, or renew its lease."""
         ...
 
-    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
-        """Tell all driver instances of the node."""
+    async def report_plugins(
+        self,
+        node_id: NodeId,
+        instances: Mapping[PluginId, Instance],
+        *,
+        calling: tuple[str, ...] = (),
+        after: int | None = None,
+    ) -> PluginsReported:
+        """Tell all driver instances of the node, and what it is calling."""
         ...
 
     async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:
@@ -113,9 +121,19 @@ class Client:
         answer = await self._call("PUT", _page(node.id, "register"), body=body, timeout_s=timeout_s)
         return _decode(answer, NodeRegistered)
 
-    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
-        """Tell all driver instances of the node; one that is left out is gone."""
-        await self._call("PUT", _page(node_id, "plugins"), body=_encode(PluginReport(instances=dict(instances))))
+    async def report_plugins(
+        self,
+        node_id: NodeId,
+        instances: Mapping[PluginId, Instance],
+        *,
+        calling: tuple[str, ...] = (),
+        after: int | None = None,
+    ) -> PluginsReported:
+        """Tell all driver instances of the node; one that is left out is gone. ``calling``, ``after``: PluginReport."""
+        body = _encode(PluginReport(instances=dict(instances), calling=calling, after=after))
+        answer = await self._call("PUT", _page(node_id, "plugins"), body=body)
+        # A server of an earlier version says nothing, and takes what comes.
+        return _decode(answer, PluginsReported) if answer.body else PluginsReported()
 
     async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:
         """Tell what came of assignments. Repeating it is harmless; a stale one is ignored."""

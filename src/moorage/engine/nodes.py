@@ -20,6 +20,7 @@ from moorage.model.assignment import (
     ClaimAssignment,
     ClaimAssignments,
     NodeRegistered,
+    PluginsReported,
     Report,
     StepAssignments,
     StepReport,
@@ -57,7 +58,7 @@ class Nodes:
         self._settings = settings
         self._leases = leases
         self._questions = questions
-        self._plugin_reports = PluginReports(repo, clock)
+        self._plugin_reports = PluginReports(repo, clock, first=reconciler.epoch)
         self.driver_calls = DriverCalls()
 
     async def register(
@@ -115,10 +116,29 @@ class Nodes:
 
         return await decide_again(decide, _restless(node_id), tries_max=TRIES_MAX_CROWDED)
 
-    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
-        """Fold the node's driver instances into the plugins' records. Raises NotFound for an unknown node."""
+    async def report_plugins(
+        self,
+        node_id: NodeId,
+        instances: Mapping[PluginId, Instance],
+        *,
+        calling: Iterable[str] = (),
+        after: int | None = None,
+    ) -> PluginsReported:
+        """Fold the node's driver instances into the plugins' records, unless the report is not the next one of the
+        node. Raises NotFound for an unknown node, Unavailable."""
         self._get_node(node_id)
+        count = self._plugin_reports.count(node_id, after)
+        if count is None:
+            return PluginsReported(count=self.find_report_count(node_id), is_taken=False)
+        if after is not None:
+            # Before the record says that the driver is sick, and before it says again that it is well.
+            self._reconciler.tell(node_id, calling)
         await self._plugin_reports.take(node_id, instances)
+        return PluginsReported(count=count)
+
+    def find_report_count(self, node_id: NodeId) -> int:
+        """The count of the node's last report that was taken; that of the server's run where none was."""
+        return self._plugin_reports.find_count(node_id)
 
     async def wait_steps(self, node_id: NodeId, *, index: int, wait_s: float, epoch: int = 0) -> StepAssignments:
         """The controller calls due for the node, as soon as they differ from those of ``index``; only what is new

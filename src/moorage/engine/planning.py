@@ -93,7 +93,7 @@ class Planner:
         self.read_operations: set[str] = set()
         # Operations that are on no record: calls that change nothing (see ``engine.questions``).
         self.questions: dict[str, Record[Operation]] = {}
-        self.callers = Callers()
+        self.callers = Callers(self._is_lost)
 
     def plan(self, key: str, *, now_ns: int) -> Plan:
         """The plan for the record under a store key; FINISHED when there is none."""
@@ -123,10 +123,9 @@ class Planner:
             case volume_rules.Remove():
                 return Plan(settlement=Removal(), is_finished=False)
             case step:
-                # A volume that is not ready has no external ID yet; its name is what the driver may not see twice.
-                serial = f"volume/{volume.plugin_id}/{volume.external_id or 'name:' + volume.name}"
+                serial, progress = make_serial(volume), volume.progress
                 return self._assign(
-                    key, record.modified, volume.plugin_id, step, serial=serial, progress=volume.progress, now_ns=now_ns
+                    key, record.modified, volume.plugin_id, step, serial=serial, progress=progress, now_ns=now_ns
                 )
 
     def plan_claim(self, key: str, record: Record[Claim], claim: Claim, now_ns: int) -> Plan:
@@ -154,9 +153,9 @@ class Planner:
                 because = {keys.claim_key(r.value.id): int(r.modified) for r in using}
                 return Plan(settlement=Move(state=state, because=because), is_finished=False)
             case step:
-                serial = f"volume/{claim.plugin_id}/{claim.external_id}"
+                serial, progress = make_serial(claim), claim.progress
                 return self._assign(
-                    key, record.modified, claim.plugin_id, step, serial=serial, progress=claim.progress, now_ns=now_ns
+                    key, record.modified, claim.plugin_id, step, serial=serial, progress=progress, now_ns=now_ns
                 )
 
     def _is_attaching(self, plugin_id: PluginId, told: bool | None) -> bool | None:
@@ -251,13 +250,34 @@ class Planner:
         """A node tells what it is calling; whether steps that had to wait for that may be handed out now."""
         if self.callers.has_heard(node_id):
             return False  # as with every renewal of a lease but the first
+        return self.callers.hear(node_id, calling) and self._has_opened(node_id)
+
+    def tell(self, node_id: NodeId, calling: Iterable[str]) -> bool:
+        """A node tells with its drivers' health what it is calling; whether that leaves a volume to others."""
+        return self.callers.tell(node_id, calling)
+
+    def release(self, node_id: NodeId) -> bool:
+        """The node is lost; whether steps that waited for it may be handed out now."""
+        is_busy = self.callers.release(node_id)
+        return self._has_opened(node_id) or is_busy
+
+    def _has_opened(self, node_id: NodeId) -> bool:
         served = [self._facts.find(r.value.id) for r in self._view.plugins if node_id in r.value.instances]
-        waiting = [facts for facts in served if not self.callers.is_known(facts)]
-        return self.callers.hear(node_id, calling) and any(map(self.callers.is_known, waiting))
+        opened = [self.callers.has_opened(facts) for facts in served]
+        return any(opened)
 
     def find_silent(self, plugin_id: PluginId) -> list[NodeId]:
         """Nodes that have not told this run of the server what they are calling, while the plugin's calls wait."""
         return self.callers.find_silent(self._facts.find(plugin_id))
+
+    def find_busy(self, record: Volume | Claim) -> NodeId | None:
+        """The node that is at a call for the record's disk while its driver is sick, so that the disk's calls wait."""
+        return self.callers.find_busy(self._facts.find(record.plugin_id), make_serial(record))
+
+    def _is_lost(self, node_id: NodeId) -> bool:
+        # No record of a node ever goes; while a server starts, it may not have been loaded yet.
+        found = self._view.find_node(node_id)
+        return found is not None and found.value.status == "down"
 
     # -- what depends on what ----------------------------------------------------------------------------------------
 
@@ -286,3 +306,10 @@ class Planner:
     def _find_volume(self, claim: Claim) -> Volume | None:
         record = self._view.volumes.get(claim.namespace, claim.volume_id)
         return record.value if record else None
+
+
+def make_serial(record: Volume | Claim) -> str:
+    """The serial key of a record's steps: its disk. A volume that is not ready has no external ID yet; its name is what
+    the driver may not see twice."""
+    name = f"name:{record.name}" if isinstance(record, Volume) else ""
+    return f"volume/{record.plugin_id}/{record.external_id or name}"

@@ -12,11 +12,15 @@ from moorage.state.view import View
 
 
 class Facts:
-    """One plugin's record, measured. ``controllers``: nodes that can make its calls, in their order; ``is_heard``: all
-    of them have told what they are calling (see ``engine.callers``); ``basis``: what else of the plugin the steps of
-    its records rest on; None: there is no such plugin."""
+    """One plugin's record, measured.
 
-    __slots__ = ("basis", "controllers", "health", "info", "is_heard", "plugin")
+    ``controllers``: nodes that can make its calls, in their order; ``makers``: these and the sick ones, which may be at
+    one still; ``is_heard``: all of them have told what they are calling (see ``engine.callers``); ``is_waited``: a call
+    had to wait because they have not; ``basis``: what else of the plugin the steps of its records rest on; None: there
+    is no such plugin.
+    """
+
+    __slots__ = ("basis", "controllers", "health", "info", "is_heard", "is_waited", "makers", "plugin")
 
     def __init__(self, plugin: Plugin | None) -> None:
         self.plugin = plugin
@@ -24,7 +28,9 @@ class Facts:
         self.info: ControllerInfo | None = find_controller_info(plugin)
         # A dict, so that asking for one of many is as cheap as taking the first.
         self.controllers: dict[NodeId, None] = dict.fromkeys(list_controllers(plugin))
-        self.is_heard = False
+        instances = plugin.instances.values() if plugin is not None else ()
+        self.makers: tuple[NodeId, ...] = tuple(i.node_id for i in instances if i.controller is not None)
+        self.is_heard = self.is_waited = False
         self.basis = (self.health.is_controller_required, self.info) if plugin is not None else None
 
 

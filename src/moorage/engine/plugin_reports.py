@@ -39,13 +39,30 @@ class _Batch:
 class PluginReports:
     """Takes reports; each returns once what it says is on record."""
 
-    def __init__(self, repo: Repo, clock: Clock) -> None:
+    def __init__(self, repo: Repo, clock: Clock, *, first: int = 0) -> None:
         self._repo = repo
         self._clock = clock
+        # The last report of each node that was taken; ``first`` names this run of the server, so that no count of an
+        # earlier one is met again.
+        self._first = first
+        self._counts: dict[NodeId, int] = {}
         self._gathering = _Batch()
         self._writing = anyio.Lock()
         # The loop's time from which on the next write may be made.
         self._free_s = 0.0
+
+    def find_count(self, node_id: NodeId) -> int:
+        """The count of the node's last report; that of the server's run where none was taken."""
+        return self._counts.get(node_id, self._first)
+
+    def count(self, node_id: NodeId, after: int | None) -> int | None:
+        """The count of the node's next report; None where the one that comes is not the next one: a request that was
+        given up may arrive later than those sent after it, and what it says is no longer so."""
+        last = self.find_count(node_id)
+        if after is not None and after != last:
+            return None
+        self._counts[node_id] = last + 1
+        return last + 1
 
     async def take(self, node_id: NodeId, instances: Instances) -> None:
         """Put the node's instances on record. Raises Unavailable."""

@@ -123,6 +123,8 @@ class Reconciler:
             assert isinstance(record, Node)
             # The list of claims names the record's revision, by which the agent is clean.
             self._note(claims_topic(record.id))
+            if record.status == "down" and self.planner.release(record.id):
+                self._decide_waiting()
             return
         if table == keys.NAMESPACES:
             return
@@ -149,6 +151,16 @@ class Reconciler:
         if self.planner.hear(node_id, calling):
             for unfinished in list(self._unfinished):
                 self._decide(unfinished)
+
+    def tell(self, node_id: NodeId, calling: Iterable[str]) -> None:
+        """A node tells with its drivers' health of which serial keys it is at a call."""
+        if self.planner.tell(node_id, calling):
+            self._decide_waiting()
+
+    def _decide_waiting(self) -> None:
+        """Steps that nobody has may have somebody now."""
+        for key in [key for key in self._unfinished if key not in self.assigned]:
+            self._decide(key)
 
     def forget_operation(self, key: str) -> None:
         """The operation's answer has been read, or nobody waits for it any more: its record goes."""

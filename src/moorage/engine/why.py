@@ -11,7 +11,7 @@ from moorage.engine.reads import Reads
 from moorage.engine.reconciler import Reconciler
 from moorage.model.assignment import StepAssignment
 from moorage.model.claim import Claim, Mounted
-from moorage.model.ids import ALL_NAMESPACES, PluginId
+from moorage.model.ids import ALL_NAMESPACES, NodeId, PluginId
 from moorage.model.volume import Volume
 from moorage.rules.explanations import get_method
 from moorage.rules.volumes import is_expanding
@@ -139,6 +139,7 @@ class Why:
             claims=self._claim_cases(r.value for r in records if is_seen is None or is_seen(r.value.namespace)),
             queue=self._find_queue(keys.volume_key(*volume.key), volume.progress.next_try_at_ns),
             silent=self._name_silent(volume.plugin_id),
+            busy=self._name_busy(volume),
             others=_name_others(volume, [r.value for r in same]),
         )
 
@@ -160,6 +161,7 @@ class Why:
             plugin=plugin.value if plugin else None,
             queue=self._find_queue(keys.claim_key(claim.id), claim.progress.next_try_at_ns),
             silent=self._name_silent(claim.plugin_id),
+            busy=self._name_busy(claim),
             fencing=self._settings.fencing,
             lost_s=self._leases.lost_s(claim.node_id) if is_down else 0.0,
             hook=self._leases.hooks.find(claim.node_id),
@@ -188,8 +190,15 @@ class Why:
         )
 
     def _name_silent(self, plugin_id: PluginId) -> tuple[str, ...]:
-        found = ((n, self._reads.find_node(n)) for n in self._reconciler.planner.find_silent(plugin_id))
-        return tuple(name_node(record.value if record else None, node_id) for node_id, record in found)
+        return tuple(map(self._name_node, self._reconciler.planner.find_silent(plugin_id)))
+
+    def _name_busy(self, record: Volume | Claim) -> str:
+        node_id = self._reconciler.planner.find_busy(record)
+        return self._name_node(node_id) if node_id is not None else ""
+
+    def _name_node(self, node_id: NodeId) -> str:
+        found = self._reads.find_node(node_id)
+        return name_node(found.value if found else None, node_id)
 
     def _name_subject(self, step: StepAssignment) -> str:
         table = self._repo.view.tables_by_prefix.get(keys.table_of(step.key))

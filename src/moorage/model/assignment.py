@@ -65,9 +65,24 @@ class NodeRegistered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PluginReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of ``PUT plugins``: every driver instance of the node by plugin ID; one that is missing is gone."""
+    """Body of ``PUT plugins``: every driver instance of the node by plugin ID; one that is missing is gone.
+
+    ``calling``: the serial keys that the node is at a controller call of; it begins none of a driver that is told sick.
+    ``after``: the report before this one, by the server's count (``PluginsReported``), or the server's run where none
+    was taken yet; None: the agent does not count, and its report is taken as it comes.
+    """
 
     instances: dict[PluginId, Instance]
+    calling: tuple[str, ...] = ()
+    after: int | None = None
+
+
+class PluginsReported(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to ``PUT plugins``. ``count``: that of the report which was taken last. ``is_taken``: it is this one; if
+    not, it does not come after that one as it says: it was overtaken, or the agent has not heard of it."""
+
+    count: int = 0
+    is_taken: bool = True
 
 
 class StepAssignment(msgspec.Struct, frozen=True, kw_only=True):

@@ -203,13 +203,15 @@ def is_attaching(plugin: Plugin | None) -> bool | None:
 
 class ControllerCase(msgspec.Struct, frozen=True, kw_only=True):
     """A step that a plugin's controller has to make: with what stands around it. ``silent``: names of nodes that have
-    not told this run of the server what they are calling, so that nobody is given a call yet."""
+    not told this run of the server what they are calling, so that nobody is given a call yet; ``busy``: name of the
+    node that is at a call for this disk while its driver is sick."""
 
     plugin_id: str
     plugin: Plugin | None
     progress: Progress
     queue: Queue | None = None
     silent: tuple[str, ...] = ()
+    busy: str = ""
     secrets: tuple[Secrets, ...] = ()
 
 
@@ -224,6 +226,8 @@ def find_controller_blocks(case: ControllerCase, *, now_ns: int) -> Findings:
         return found + Findings(blocks=_describe_queue(queue), commands=(_plugin_status(case.plugin_id),))
     if case.silent:
         found = found + _describe_silent(case)
+    elif case.busy:
+        found = found + _describe_busy(case)
     elif not found.next_try_ns:
         text = f'the step is about to be handed to a controller of plugin "{case.plugin_id}"'
         found = found + Findings(blocks=(text,), commands=(_plugin_status(case.plugin_id),))
@@ -256,6 +260,14 @@ def _describe_silent(case: ControllerCase) -> Findings:
         f"until {where} has told its calls, or is lost"
     )
     return Findings(blocks=(text,), commands=(command("shows which nodes are silent", "node", "status"),))
+
+
+def _describe_busy(case: ControllerCase) -> Findings:
+    text = (
+        f'node {case.busy} is at a call for this disk, and its driver of plugin "{case.plugin_id}" does not answer: '
+        "no other controller is given the disk until that call has ended, or the node is lost"
+    )
+    return Findings(blocks=(text,), commands=(_plugin_status(case.plugin_id),))
 
 
 def _plugin_status(plugin_id: str) -> Command:

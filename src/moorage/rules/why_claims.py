@@ -38,7 +38,8 @@ class ClaimCase(msgspec.Struct, frozen=True, kw_only=True):
     """A claim with its surroundings.
 
     ``queue``: where its controller step stands, if it was handed out. ``lost_s``: for how long its node is lost by a
-    clock that nobody sets. ``volume`` None: deregistered by force. ``silent``: as in ControllerCase.
+    clock that nobody sets. ``volume`` None: deregistered by force. ``silent``, ``busy``: as in
+    ControllerCase.
     """
 
     claim: Claim
@@ -48,6 +49,7 @@ class ClaimCase(msgspec.Struct, frozen=True, kw_only=True):
     plugin: Plugin | None = None
     queue: Queue | None = None
     silent: tuple[str, ...] = ()
+    busy: str = ""
     fencing: FencingSettings = FencingSettings()
     lost_s: float = 0.0
     hook: HookTries | None = None
@@ -159,6 +161,7 @@ def _tell_controller(case: ClaimCase, state: str, doing: str, *, now_ns: int) ->
             progress=claim.progress,
             queue=case.queue,
             silent=case.silent,
+            busy=case.busy,
             secrets=case.secrets,
         ),
         now_ns=now_ns,

@@ -42,13 +42,14 @@ URGENCY = ("lost", "waiting", "releasing", "detaching", "attaching", "mounting",
 
 class VolumeCase(msgspec.Struct, frozen=True, kw_only=True):
     """A volume with its surroundings. ``claims``: those on every record of its disk. ``others``: those records.
-    ``silent``: as in ControllerCase."""
+    ``silent``, ``busy``: as in ControllerCase."""
 
     volume: Volume
     plugin: Plugin | None = None
     claims: tuple[ClaimCase, ...] = ()
     queue: Queue | None = None
     silent: tuple[str, ...] = ()
+    busy: str = ""
     others: tuple[str, ...] = ()
 
 
@@ -106,6 +107,7 @@ def _find_own_blocks(case: VolumeCase, *, now_ns: int) -> Findings:
             progress=volume.progress,
             queue=case.queue,
             silent=case.silent,
+            busy=case.busy,
             secrets=(volume.secrets, volume.delete_secrets),
         ),
         now_ns=now_ns,

@@ -84,7 +84,7 @@ class TrustingPlanner(Planner):
 
     def __init__(self, view: View, settings: EngineSettings) -> None:
         super().__init__(view, settings)
-        self.callers = _Trusting()
+        self.callers = _Trusting(self._is_lost)
 
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """See ``Planner``."""
@@ -103,7 +103,15 @@ class FicklePlanner(Planner):
 
     def __init__(self, view: View, settings: EngineSettings) -> None:
         super().__init__(view, settings)
-        self.callers = _Fickle()
+        self.callers = _Fickle(self._is_lost)
+
+
+class HurriedPlanner(Planner):
+    """Takes all volumes from a controller whose driver is sick."""
+
+    def tell(self, node_id: NodeId, calling: Iterable[str]) -> bool:
+        """See ``Planner``."""
+        return False
 
 
 def _make_with(
@@ -141,6 +149,20 @@ def _with_restarts(schedule: Schedule) -> Schedule:
     return replace(schedule, crashes=crashes, driver=replace(schedule.driver, restart_every_s=4.0))
 
 
+def _with_deaf_drivers(schedule: Schedule) -> Schedule:
+    """Calls that take long, at drivers that are sick by their probes now and then."""
+    schedule = _with_slow_calls(schedule)
+    driver = replace(schedule.driver, deaf=0.5, slow=0.0)
+    network = replace(schedule.network, partition_every_s=NEVER_S)
+    return replace(schedule, driver=driver, network=network, crashes=replace(schedule.crashes, agent_every_s=NEVER_S))
+
+
+def _with_late_reports(schedule: Schedule) -> Schedule:
+    """The same, and requests that come late."""
+    schedule = _with_deaf_drivers(schedule)
+    return replace(schedule, network=replace(schedule.network, late=0.4, late_s=4.0))
+
+
 def _with_hooks(schedule: Schedule) -> Schedule:
     """Nodes that are lost often, and a fence hook that turns them off and on."""
     schedule = _with_long_partitions(schedule)
@@ -163,6 +185,8 @@ PLANS: dict[str, Plan] = {
     "fresh_names": _make_with(Parts(planner=ForgetfulPlanner)),
     "controller_changed": _make_with(Parts(planner=FicklePlanner), adjust=_with_slow_calls),
     "controllers_unheard": _make_with(Parts(planner=TrustingPlanner), adjust=_with_restarts),
+    "sick_hurried": _make_with(Parts(planner=HurriedPlanner), adjust=_with_deaf_drivers),
+    "reports_overtaken": Plan(lie="overtaken", adjust=_with_late_reports),
     "renewed_unclean": Plan(lie="unclean", adjust=_with_long_partitions),
     "clean_by_stale_list": Plan(lie="stale", adjust=_with_late_returns),
     "mounted_untaken": Plan(lie="untaken", adjust=_with_hooks),

@@ -113,6 +113,7 @@ class Calls:
         self._world = world
         self._backend = backend
         self._random = random.Random(f"driver/{world.seed}")
+        self._health = random.Random(f"health/{world.seed}")
         self._running: dict[str, Call] = {}
         self.count = 0
 
@@ -141,7 +142,7 @@ class Calls:
         return call.outcome or failed(step, "DEADLINE_EXCEEDED", "no answer in time", is_final=False)
 
     def _check_overlap(self, earlier: Call, call: Call) -> None:
-        """Two calls for one volume: the earlier one's caller must have given up, or be out of the server's sight."""
+        """Two calls for one volume: the earlier one's caller must have given up, or have been lost since."""
         if earlier.is_left:
             return
         is_away = self._world.validators.was_away(earlier.host.node_id, earlier.begun_s - self._world.started_s)
@@ -199,6 +200,10 @@ class Calls:
                 call.is_void = call.is_void or is_void(call)
                 call.answer(failed(call.step, "UNAVAILABLE", "the connection broke", is_final=False))
 
+    def is_deaf(self) -> bool:
+        """Whether a probe has no answer now."""
+        return self._world.roll(self._health, self._world.schedule.driver.deaf)
+
     def flip(self) -> bool:
         """Heads or tails."""
         return self._random.random() < 0.5
@@ -224,8 +229,11 @@ class SimDriver:
         return True
 
     async def probe(self, *, timeout_s: float) -> Facts:
-        """What the driver is. Raises DriverUncertain while it is down."""
+        """What the driver is. Raises DriverUncertain while it is down or deaf."""
         await anyio.lowlevel.checkpoint()
+        if self._calls.is_deaf():
+            text = "no answer in time"
+            raise DriverUncertain(text, method="GetPluginInfo", status="DEADLINE_EXCEEDED", final=False)
         if self._host.is_driver_down:
             text = "connection refused"
             raise DriverUncertain(text, method="GetPluginInfo", status="UNAVAILABLE", final=False)

@@ -13,7 +13,7 @@ import anyio.lowlevel
 from moorage.client.api import WAIT_SLACK, Client
 from moorage.engine.service import Service
 from moorage.errors import Unavailable
-from moorage.model.assignment import ClaimAssignments, NodeRegistered, Report, StepAssignments
+from moorage.model.assignment import ClaimAssignments, NodeRegistered, PluginsReported, Report, StepAssignments
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.node import Node
 from moorage.model.plugin import Instance
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moorage.testing.sim_world import World
 
 Result = TypeVar("Result")
-Lie = Literal["", "unclean", "stale", "untaken"]
+Lie = Literal["", "unclean", "stale", "untaken", "overtaken"]
 Act = Callable[[Service], Awaitable[Result]]
 CALL_TIMEOUT_S = 3.0
 # How old a list of claims is that a client with the lie "stale" hands on.
@@ -105,12 +105,22 @@ class SimClient(Client):
 
         return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
 
-    async def report_plugins(self, node_id: NodeId, instances: Mapping[PluginId, Instance]) -> None:
+    async def report_plugins(
+        self,
+        node_id: NodeId,
+        instances: Mapping[PluginId, Instance],
+        *,
+        calling: tuple[str, ...] = (),
+        after: int | None = None,
+    ) -> PluginsReported:
         """See ``Client``."""
         told = dict(instances)
-        await self._network.ask(
-            self._host, lambda s: s.nodes.report_plugins(node_id, told), timeout_s=CALL_TIMEOUT_S, is_write=True
-        )
+
+        async def act(service: Service) -> PluginsReported:
+            last = service.nodes.find_report_count(node_id) if self._host.lie == "overtaken" else after
+            return await service.nodes.report_plugins(node_id, told, calling=calling, after=last)
+
+        return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
 
     async def report(self, node_id: NodeId, reports: Iterable[Report]) -> None:
         """See ``Client``."""

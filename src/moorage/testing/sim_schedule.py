@@ -30,7 +30,8 @@ class NetworkTrouble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriverTrouble(msgspec.Struct, frozen=True, kw_only=True):
-    """At the driver. ``slow``: the call takes longer than its caller waits, and has its effect later."""
+    """At the driver. ``slow``: the call takes longer than its caller waits, and has its effect later. ``deaf``: a probe
+    has no answer, while calls go on."""
 
     delay_s: float = 0.05
     slow: float = 0.0
@@ -40,6 +41,7 @@ class DriverTrouble(msgspec.Struct, frozen=True, kw_only=True):
     final: float = 0.0
     restart_every_s: float = NEVER_S
     restart_s: float = 3.0
+    deaf: float = 0.0
 
 
 class CrashTrouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +100,7 @@ def draw_schedule(seed: int) -> Schedule:
     def every(low: float, high: float, *, share: float = 0.6) -> float:
         return draw.uniform(low, high) if draw.random() < share else NEVER_S
 
-    return Schedule(
+    schedule = Schedule(
         nodes=draw.choice((2, 2, 3)),
         users=draw.choice((2, 3, 4)),
         volumes=draw.choice((1, 2, 3)),
@@ -138,9 +140,11 @@ def draw_schedule(seed: int) -> Schedule:
             unavailable=some(0.005, 0.03, share=0.3),
             watch_events_max=draw.choice((10_000, 10_000, 3)),
         ),
-        # Drawn last, so that older seeds stay the runs that they were.
+        # What came later is drawn last, so that older seeds stay the runs that they were.
         is_freeing_on_reboot=draw.random() < 0.4,
     )
+    deaf = some(0.05, 0.4, share=0.4)
+    return msgspec.structs.replace(schedule, driver=msgspec.structs.replace(schedule.driver, deaf=deaf))
 
 
 def calm(schedule: Schedule) -> Schedule:

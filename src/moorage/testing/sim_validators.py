@@ -117,8 +117,8 @@ class Validators:
             self.ended[after.id] = after
         elif isinstance(state, Allocation) and after is None and state.id not in self.ended:
             self.violate("allocations_settle", f"allocation {state.id} is gone, and was {state.status}")
-        elif isinstance(state, (Plugin, Node)):
-            self._note_away(state)
+        elif isinstance(state, Node) and state.status != "ready":
+            self._away_s[state.id] = self._world.now_s
         if isinstance(after, Node) and after.status == "ready" and before is not None and before.status != "ready":
             self._taken_back.append(after)
 
@@ -141,18 +141,11 @@ class Validators:
         if kind in ("reboot", "hook", "self_fence") and shown:
             self.violate("evidence_true", f"claim {claim.id} was freed by {kind}, yet {host.name} shows it at {shown}")
 
-    def _note_away(self, record: Plugin | Node) -> None:
-        if isinstance(record, Node) and record.status != "ready":
-            self._away_s[record.id] = self._world.now_s
-        if isinstance(record, Plugin):
-            for host in self._world.hosts:
-                found = record.instances.get(host.node_id)
-                if found is None or not found.healthy:
-                    self._away_s[host.node_id] = self._world.now_s
-
     def was_away(self, node_id: NodeId, since_s: float) -> bool:
-        """Whether the node, or its driver, was at some time since out of the server's sight."""
-        return self._away_s.get(node_id, -1.0) >= since_s or not self.is_well(node_id)
+        """Whether the node was lost at some time since."""
+        node = self.records.get(keys.node_key(node_id))
+        is_here = isinstance(node, Node) and node.status == "ready"
+        return not is_here or self._away_s.get(node_id, -1.0) >= since_s
 
     def is_well(self, node_id: NodeId) -> bool:
         """Whether the node and its driver are on record as working."""
