@@ -143,6 +143,44 @@ async def test_a_connection_that_holds_is_not_idle_and_rests_after_it() -> None:
         assert await line.ask(READ)
 
 
+async def test_an_answer_that_is_taken_in_part_is_looked_at_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with holding() as kit:
+        line, other = Line(kit), Line(kit)
+        for one in (line, other):
+            begin(one, with_index(READ, await index_now(kit, READ)))
+        monkeypatch.setattr(line.wire, "get_write_buffer_size", lambda: 100)
+        await write(kit, a_put(kit, 1, name="new"))
+        for one in (line, other):
+            assert b'"Name":"new"' in await end(one)
+            assert one.state.total_requests == 1
+            assert one.protocol in one.book.idle
+        assert line.protocol in line.book.rests
+        assert len(other.book.rests) == 0
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_a_held_answer_to_a_socket_that_breaks(monkeypatch: pytest.MonkeyPatch, *, is_dead: bool) -> None:
+    async with holding() as kit:
+        line = Line(kit)
+        begin(line, with_index(READ, await index_now(kit, READ)))
+        send = line.wire.write
+
+        def write_and_break(data: bytes) -> None:
+            send(data)
+            line.wire.close()
+
+        if is_dead:
+            line.wire.close()
+        else:
+            monkeypatch.setattr(line.wire, "write", write_and_break)
+        await write(kit, a_put(kit, 1, name="new"))
+        await anyio.wait_all_tasks_blocked()
+        assert len(line.wire.writes) == (0 if is_dead else 1)
+        assert len(line.book.idle) == 0
+        line.protocol.connection_lost(None)
+        assert (line.book.count, line.book.clients) == (0, 0)
+
+
 # -- the server ------------------------------------------------------------------------------------------------------
 
 

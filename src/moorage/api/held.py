@@ -14,7 +14,7 @@ import structlog
 
 from moorage.api.admission import find_access
 from moorage.api.crowd import Crowd
-from moorage.api.entries import Asked, Entries, Entry, For, Headers, read_request
+from moorage.api.entries import Asked, Entries, Entry, Headers, read_request
 from moorage.api.http import Hold, Waited
 from moorage.api.once import Once
 from moorage.api.replies import Replies
@@ -113,9 +113,9 @@ class HeldReads:
         self._is_stopping = is_stopping
         self._crowd = crowd
         self._waiters = service.reads.waiters
-        # What was answered in this turn: nothing changes meanwhile.
+        # What was answered in this turn, and to whom: nothing changes meanwhile, also not what anybody may do.
         self._turn = 0
-        self._of_turn: dict[tuple[bytes, For], Entry | None] = {}
+        self._of_turn: dict[tuple[bytes, str, str], Entry | None] = {}
 
     async def run(self) -> None:
         """Hold and answer until cancelled."""
@@ -143,7 +143,7 @@ class HeldReads:
             return None
         read = HeldRead(self, question, connection, caller)
         if hold.is_due:
-            entry = self._find_entry(read, {})
+            entry = self._find_entry(read)
             return None if entry is None else self._write(read, entry) + entry.body
         now_s = connection.now_s()
         self._waiters.enter(
@@ -169,50 +169,50 @@ class HeldReads:
 
     def answer(self, read: HeldRead, why: Why) -> None:
         """Answer it, or let it go the long way."""
+        found = self._of_turn
         if self._turn != self._waiters.turns:
             self._turn = self._waiters.turns
-            self._of_turn.clear()
-        connection = read.connection
+            found.clear()
+        connection, question = read.connection, read.question
         entry = None
         if why != "stopping" and connection.may_give():
+            key = (question.target, question.coding, question.secret)
             try:
-                entry = self._find_entry(read, self._of_turn)
+                entry = found[key] if key in found else found.setdefault(key, self._find_entry(read))
             except Exception:
                 # It is met again, and answered, on the long way.
-                log.exception("held.crashed", path=read.question.target[:200])
+                log.exception("held.crashed", path=question.target[:200])
         if entry is None:
             connection.pass_on(self.part(read))
             return
         self._crowd.leave(connection.client_key)
         connection.give(self._write(read, entry), entry.body)
 
-    def _find_entry(self, read: HeldRead, found: dict[tuple[bytes, For], Entry | None]) -> Entry | None:
-        """The answer, by what the caller may do now; ``found``: what is known and still true."""
+    def _find_entry(self, read: HeldRead) -> Entry | None:
+        """The answer, by what the caller may do now."""
         question = read.question
         access = find_access(self._service, question.secret)
         if access is None:
             return None
         key = (question.target, (question.coding, access.is_open, access.acl))
-        if key not in found:
-            entry = self._entries.find(*key)
-            if entry is None:
-                request = read_request(question.target, read.connection.headers, waited=_OVER)
-                entry = self._entries.make(request, *key) if request is not None else None
-                self.made += 1
-            found[key] = entry
-        return found[key]
+        entry = self._entries.find(*key)
+        if entry is None:
+            request = read_request(question.target, read.connection.headers, waited=_OVER)
+            entry = self._entries.make(request, *key) if request is not None else None
+            self.made += 1
+        return entry
 
     def _write(self, read: HeldRead, entry: Entry) -> bytes:
         """The head of its answer."""
-        question, connection = read.question, read.connection
+        question, connection, replies = read.question, read.connection, self._replies
         self.answered += 1
         self._app.count_now(entry.route, None)
-        waited_s = time.perf_counter() - read.held_s
-        request_id, began_s = question.request_id, question.began_s
-        self._replies.note(question.target, request_id, client=connection.client_key, began_s=began_s)
-        return self._replies.write(
-            entry, request_id, first=connection.first_headers(), began_s=began_s, waited_s=waited_s
-        )
+        now_s, began_s = time.perf_counter(), question.began_s
+        if replies.is_debugging:
+            replies.note(question.target, question.request_id, client=connection.client_key, began_s=began_s)
+        took_s, waited_s = now_s - began_s, now_s - read.held_s
+        first = connection.first_headers()
+        return replies.write(entry, question.request_id, first, took_s=took_s, waited_s=waited_s)
 
 
 def strip_waiting(target: bytes) -> bytes | None:

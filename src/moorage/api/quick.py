@@ -100,5 +100,8 @@ class Quick:
             self.given += 1
         self._app.count_now(entry.route, time.perf_counter() - began_s)
         request_id = choose_id(given_id, self._service.chance.new_id)
-        self._replies.note(target, request_id, client=connection.client_key, began_s=began_s)
-        return self._replies.write(entry, request_id, first=connection.first_headers(), began_s=began_s) + entry.body
+        replies = self._replies
+        if replies.is_debugging:
+            replies.note(target, request_id, client=connection.client_key, began_s=began_s)
+        took_s = time.perf_counter() - began_s
+        return replies.write(entry, request_id, connection.first_headers(), took_s=took_s) + entry.body

@@ -17,22 +17,21 @@ class Replies:
     def __init__(self, vary: bytes) -> None:
         self._vary = vary
         self._log: Any = structlog.get_logger().bind()
-        self._is_debugging = bool(self._log.is_enabled_for(logging.DEBUG))
+        # Whether there is anything to note.
+        self.is_debugging = bool(self._log.is_enabled_for(logging.DEBUG))
         # The head up to the request's id is alike for all that are answered in the same second.
         self._first: Headers | None = None
         self._lead = b""
 
     def write(
-        self, entry: Entry, request_id: str, *, first: Headers, began_s: float, waited_s: float | None = None
+        self, entry: Entry, request_id: str, first: Headers, *, took_s: float, waited_s: float | None = None
     ) -> bytes:
-        """The head of an answer. ``began_s``: when its request came, by ``time.perf_counter``. ``first``: headers that
-        come before all others."""
+        """The head of an answer. ``first``: headers that come before all others. ``took_s``: since its request came."""
         if first is not self._first:
             self._first = first
             lines = b"".join([b"%s: %s\r\n" % line for line in first])
             self._lead = b"HTTP/1.1 200 OK\r\n%svary: %s\r\nx-request-id: " % (lines, self._vary)
-        took_ms = (time.perf_counter() - began_s) * 1e3
-        lead, own_id = self._lead, request_id.encode("latin-1")
+        lead, own_id, took_ms = self._lead, request_id.encode("latin-1"), took_s * 1e3
         if waited_s is None:
             return b"%s%s\r\n%sserver-timing: total;dur=%.2f\r\n\r\n" % (lead, own_id, entry.head, took_ms)
         times = (waited_s * 1e3, took_ms)
@@ -40,7 +39,7 @@ class Replies:
 
     def note(self, target: bytes, request_id: str, *, client: str, began_s: float) -> None:
         """The log's line of an answer."""
-        if self._is_debugging:
+        if self.is_debugging:
             self._log.debug(
                 "request.answered",
                 method="GET",
