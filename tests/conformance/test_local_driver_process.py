@@ -10,17 +10,16 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
+from local_storage_kit import keeper_on
 
 from moorage.csi import calls
-from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.ledger import Ledger
 from moorage.csi.local.program import main
 from moorage.csi.local.records import VolumeRecord
@@ -262,15 +261,6 @@ def test_leftovers_go_and_unreadable_records_stay(tmp_path: Path) -> None:
     storage.close()
 
 
-@asynccontextmanager
-async def keeper_on(place: Path) -> AsyncIterator[Keeper]:
-    keeper = Keeper(Storage(place), now_ns=lambda: 1, new_id=lambda: "id")
-    async with anyio.create_task_group() as group:
-        await group.start(keeper.run_until_cancelled)
-        yield keeper
-        group.cancel_scope.cancel()
-
-
 async def test_operations_of_one_key_exclude_each_other(tmp_path: Path) -> None:
     release = anyio.Event()
     order: list[str] = []
@@ -284,7 +274,7 @@ async def test_operations_of_one_key_exclude_each_other(tmp_path: Path) -> None:
         order.append("short")
         return "done"
 
-    async with keeper_on(tmp_path) as keeper, anyio.create_task_group() as group:
+    async with keeper_on(Storage(tmp_path)) as keeper, anyio.create_task_group() as group:
         group.start_soon(keeper.run, "name:a", long)
         await anyio.wait_all_tasks_blocked()
         with pytest.raises(Rejected) as caught:
@@ -304,7 +294,7 @@ async def test_an_operation_outlives_its_caller(tmp_path: Path) -> None:
         await release.wait()
         ended.set()
 
-    async with keeper_on(tmp_path) as keeper:
+    async with keeper_on(Storage(tmp_path)) as keeper:
         with anyio.move_on_after(0.05) as scope:
             await keeper.run("name:a", operation)
         assert scope.cancelled_caught
@@ -315,7 +305,7 @@ async def test_an_operation_outlives_its_caller(tmp_path: Path) -> None:
 
 
 async def test_what_is_being_copied_is_not_deleted(tmp_path: Path) -> None:
-    async with keeper_on(tmp_path) as keeper:
+    async with keeper_on(Storage(tmp_path)) as keeper:
         async with keeper.copying_from("id"), keeper.copying_from("id"):
             with pytest.raises(Rejected) as caught:
                 keeper.check_not_copied("id")
@@ -324,7 +314,7 @@ async def test_what_is_being_copied_is_not_deleted(tmp_path: Path) -> None:
 
 
 async def test_a_failed_copy_leaves_nothing(tmp_path: Path) -> None:
-    async with keeper_on(tmp_path) as keeper:
+    async with keeper_on(Storage(tmp_path)) as keeper:
         with pytest.raises(FileNotFoundError):
             await keeper.run("name:a", partial(keeper.copy, tmp_path / "missing", volume(1)))
         assert os.listdir(tmp_path / "temp") == []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import msgspec
 
+from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.records import Index, Publication, SnapshotRecord, VolumeRecord
 from moorage.csi.local.storage import Change, Storage
 
@@ -53,3 +57,13 @@ def prepare(place: Path) -> Storage:
 
 def ids(records: Records) -> list[object]:
     return [*records[0].ordered(), *records[1].ordered()]
+
+
+@asynccontextmanager
+async def keeper_on(storage: Storage) -> AsyncIterator[Keeper]:
+    """A keeper at work."""
+    keeper = Keeper(storage, now_ns=lambda: 1, new_id=lambda: "id")
+    async with anyio.create_task_group() as group:
+        await group.start(keeper.run_until_cancelled)
+        yield keeper
+        group.cancel_scope.cancel()

@@ -1,7 +1,8 @@
 """Operations on volumes: one at a time per key, carried to the end, made durable in groups.
 
 Shapes: ``Keeper.run`` carries an operation in the driver's own task group, so that a client that goes away does not
-    leave it half done. ``commit`` collects changes that arrive together into one write by one worker thread.
+    leave it half done; ``Keeper.change`` is for one that is a decision and one change, and takes no task of its own.
+    Changes that arrive together are one write by one worker thread.
 Units:  waits in seconds.
 Raises Rejected ABORTED when an operation for the same key goes on for longer than PENDING_WAIT_S.
 Never:  runs more than COPIES_MAX copies or carries more than OPERATIONS_MAX operations at once.
@@ -9,12 +10,14 @@ Never:  runs more than COPIES_MAX copies or carries more than OPERATIONS_MAX ope
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -27,6 +30,7 @@ from moorage.csi.local.layout import Record
 from moorage.csi.local.records import Index, SnapshotRecord, VolumeRecord
 from moorage.csi.local.storage import Change, Storage
 from moorage.errors import Rejected
+from moorage.waking import Bell
 
 T = TypeVar("T")
 
@@ -36,21 +40,12 @@ COPIES_MAX = 2
 OPERATIONS_MAX = 4096
 
 
-class _Outcome(Generic[T]):
-    """What became of an operation or a change, once ``done`` is set."""
+class _Pending(msgspec.Struct, gc=False):
+    """A change on its way to the disk. ``key``: what is held until it is there, "" for nothing."""
 
-    __slots__ = ("done", "error", "value")
-
-    def __init__(self) -> None:
-        self.done = anyio.Event()
-        self.value: T | None = None
-        self.error: Rejected | OSError | None = None
-
-    async def wait(self) -> T:
-        await self.done.wait()
-        if self.error is not None:
-            raise self.error
-        return self.value  # type: ignore[return-value]
+    change: Change
+    done: asyncio.Future[OSError | None]
+    key: str = ""
 
 
 class Keeper:
@@ -63,15 +58,14 @@ class Keeper:
         self.volumes: Index[VolumeRecord] = Index()
         self.snapshots: Index[SnapshotRecord] = Index()
         self._serial = 0
-        self._held: dict[str, anyio.Event] = {}
+        self._held: dict[str, Bell] = {}
         self._copied_from: Counter[str] = Counter()
-        self._waiting: list[tuple[Change, _Outcome[None]]] = []
-        self._wake_commit = anyio.Event()
+        self._waiting: list[_Pending] = []
+        self._wake_commit = Bell()
         self._wake_sweep = anyio.Event()
         self._stopping = threading.Event()
         # Limiters of their own: calls that hang on a sick mount must not take the threads of the rest.
         self._copies = anyio.CapacityLimiter(COPIES_MAX)
-        self._commits = anyio.CapacityLimiter(1)
         self._sweeps = anyio.CapacityLimiter(1)
         self._group: anyio.abc.TaskGroup | None = None
 
@@ -102,26 +96,31 @@ class Keeper:
     async def run(self, key: str, operation: Callable[[], Awaitable[T]]) -> T:
         """Carry ``operation`` to its end, alone among the operations of ``key``; its answer or its error."""
         assert self._group is not None
-        if key in self._held:
-            await self._wait_for(key)
-        if len(self._held) >= OPERATIONS_MAX:
-            raise refuse("UNAVAILABLE", f"{OPERATIONS_MAX} operations are pending: try again")
-        self._held[key] = anyio.Event()
-        outcome: _Outcome[T] = _Outcome()
+        await self._hold(key)
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._group.start_soon(self._carry, key, operation, outcome)
-        return await outcome.wait()
+        return await outcome
+
+    async def change(self, key: str, decide: Callable[[], tuple[T, Change | None]]) -> T:
+        """Make the change that ``decide`` says, if any, alone among the operations of ``key``; its answer.
+
+        Raises what ``decide`` does; OSError when the change was not made.
+        """
+        await self._hold(key)
+        try:
+            answer, change = decide()
+        except BaseException:
+            self._let_go(key)
+            raise
+        if change is None:
+            self._let_go(key)
+        else:
+            await self._submit(change, key)
+        return answer
 
     async def commit(self, change: Change) -> None:
         """Make the change durable, then known. Raises OSError when it was not made."""
-        outcome: _Outcome[None] = _Outcome()
-        self._waiting.append((change, outcome))
-        self._wake_commit.set()
-        await outcome.wait()
-        record = change.record
-        if isinstance(record, VolumeRecord):
-            self._know(self.volumes, record, change.action)
-        else:
-            self._know(self.snapshots, record, change.action)
+        await self._submit(change)
 
     async def hand_out(self, volume: VolumeRecord) -> VolumeRecord:
         """The record after the volume's data is on the disk and known to be no longer empty for sure."""
@@ -176,6 +175,16 @@ class Keeper:
         else:
             index.put(record)
 
+    async def _hold(self, key: str) -> None:
+        if key in self._held:
+            await self._wait_for(key)
+        if len(self._held) >= OPERATIONS_MAX:
+            raise refuse("UNAVAILABLE", f"{OPERATIONS_MAX} operations are pending: try again")
+        self._held[key] = Bell()
+
+    def _let_go(self, key: str) -> None:
+        self._held.pop(key).ring()
+
     async def _wait_for(self, key: str) -> None:
         with anyio.move_on_after(PENDING_WAIT_S):
             while key in self._held:
@@ -183,28 +192,59 @@ class Keeper:
         if key in self._held:
             raise refuse("ABORTED", f"an operation for {key.partition(':')[2]} is pending: try again")
 
-    async def _carry(self, key: str, operation: Callable[[], Awaitable[T]], outcome: _Outcome[T]) -> None:
-        outcome.error = refuse("UNAVAILABLE", "the driver is stopping")
+    async def _carry(self, key: str, operation: Callable[[], Awaitable[T]], outcome: asyncio.Future[T]) -> None:
+        error: Rejected | OSError = refuse("UNAVAILABLE", "the driver is stopping")
         try:
-            outcome.value = await operation()
-            outcome.error = None
-        except (Rejected, OSError) as error:
-            outcome.error = error
+            value = await operation()
+        except (Rejected, OSError) as found:
+            error = found
+        else:
+            if not outcome.done():
+                outcome.set_result(value)
         finally:
-            self._held.pop(key).set()
-            outcome.done.set()
+            self._let_go(key)
+            if not outcome.done():
+                outcome.set_exception(error)
+
+    async def _submit(self, change: Change, key: str = "") -> None:
+        """Wait until the change is on the disk and known. It is made, and ``key`` let go, whether one waits or not."""
+        pending = _Pending(change, asyncio.get_running_loop().create_future(), key)
+        self._waiting.append(pending)
+        self._wake_commit.ring()
+        error = await pending.done
+        if error is not None:
+            raise error
 
     async def _commit_groups(self) -> None:
-        while True:
-            await self._wake_commit.wait()
-            self._wake_commit = anyio.Event()
-            while self._waiting:
-                group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
-                changes = [change for change, _ in group]
-                errors = await anyio.to_thread.run_sync(self.storage.commit, changes, limiter=self._commits)
-                for (_, outcome), error in zip(group, errors, strict=True):
-                    outcome.error = error
-                    outcome.done.set()
+        loop, group = asyncio.get_running_loop(), list[_Pending]()
+        # A thread of its own, without the steps by which anyio's are lent. One that writes is waited for at the end.
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
+            try:
+                while True:
+                    while self._waiting:
+                        group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+                        changes = [pending.change for pending in group]
+                        errors = await loop.run_in_executor(thread, self.storage.commit, changes)
+                        for pending, error in zip(group, errors, strict=True):
+                            self._end(pending, error)
+                    await self._wake_commit.wait()
+            finally:
+                for pending in (*group, *self._waiting):
+                    if not pending.done.done():
+                        pending.done.set_exception(refuse("UNAVAILABLE", "the driver is stopping"))
+
+    def _end(self, pending: _Pending, error: OSError | None) -> None:
+        """Make a change known that is on the disk, or its failure."""
+        if error is None:
+            record = pending.change.record
+            if isinstance(record, VolumeRecord):
+                self._know(self.volumes, record, pending.change.action)
+            else:
+                self._know(self.snapshots, record, pending.change.action)
+        if pending.key:
+            self._let_go(pending.key)
+        if not pending.done.done():
+            pending.done.set_result(error)
 
     async def _sweep(self) -> None:
         """Remove the trash whenever there is some. A kill or a stop in the middle is made good at the next start."""

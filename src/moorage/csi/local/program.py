@@ -23,6 +23,7 @@ import structlog
 from moorage.csi.local.server import serve
 from moorage.errors import BadRequest, MoorageError
 
+SWITCH_S = 0.0001
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,11 +53,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     os.umask(0o077)
     _raise_file_limit()
+    # With the default of 5 ms a busy event loop keeps the thread that writes waiting after each call into the kernel.
+    sys.setswitchinterval(SWITCH_S)
     if not structlog.is_configured():
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     node_id = args.node_id or socket.gethostname()[:63]
     try:
-        anyio.run(partial(_serve, endpoint=args.endpoint, data_dir=args.data, node_id=node_id))
+        anyio.run(
+            partial(_serve, endpoint=args.endpoint, data_dir=args.data, node_id=node_id),
+            backend_options={"use_uvloop": True},
+        )
     except BadRequest as error:
         print(f"moorage driver local: {error.message}", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from google.protobuf import wrappers_pb2
 from moorage.csi import mounting
 from moorage.csi.local import checks
 from moorage.csi.local.checks import Mode, Range, refuse
+from moorage.csi.local.creating import Asked, check_compatible, origin_of
 from moorage.csi.local.devices import Devices
 from moorage.csi.local.identity import TOPOLOGY_KEY
 from moorage.csi.local.keeper import Keeper
@@ -68,10 +69,15 @@ class Volumes:
         if request.mutable_parameters:
             raise refuse("INVALID_ARGUMENT", "mutable_parameters are not supported by the local driver")
         checks.check_ownership(request.parameters.items())
-        origin = _origin_of(request)
+        origin = origin_of(request)
         self._check_topology(request)
-        operation = partial(self._create, request, name, (wanted, origin, is_block))
-        return csi.CreateVolumeResponse(volume=self._message(await self._keeper.run(f"name:{name}", operation)))
+        asked, key = Asked(wanted, origin, is_block, dict(request.parameters)), f"name:{name}"
+        if origin is None:
+            await self._measure_for(name, asked)
+            volume = await self._keeper.change(key, lambda: self._decide_empty(name, asked))
+        else:
+            volume = await self._keeper.run(key, lambda: self._create_from(name, asked, origin))
+        return csi.CreateVolumeResponse(volume=self._message(volume))
 
     async def delete_volume(self, request: csi.DeleteVolumeRequest) -> csi.DeleteVolumeResponse:
         """Delete a volume that is neither published nor mounted. Its snapshots stay usable."""
@@ -90,7 +96,7 @@ class Volumes:
             raise refuse("INVALID_ARGUMENT", "volume_capability is required")
         access = self._devices.read_access(request.volume_capability, self._keeper.volumes.find(volume_id))
         wanted = Publication(node_id=node_id, mode=access.mode, readonly=request.readonly)
-        await self._keeper.run(f"volume:{volume_id}", partial(self._publish, volume_id, wanted))
+        await self._keeper.change(f"volume:{volume_id}", lambda: (None, self._decide_publish(volume_id, wanted)))
         return csi.ControllerPublishVolumeResponse()
 
     async def controller_unpublish_volume(
@@ -99,7 +105,8 @@ class Volumes:
         """Record that the node, or every node when none is named, uses the volume no more."""
         volume_id = checks.require(request.volume_id, "volume_id")
         if self._keeper.volumes.find(volume_id) is not None:
-            await self._keeper.run(f"volume:{volume_id}", partial(self._unpublish, volume_id, request.node_id))
+            change = partial(self._decide_unpublish, volume_id, request.node_id)
+            await self._keeper.change(f"volume:{volume_id}", lambda: (None, change()))
         return csi.ControllerUnpublishVolumeResponse()
 
     async def validate_volume_capabilities(
@@ -174,26 +181,51 @@ class Volumes:
             capacity_bytes=size, node_expansion_required=volume is not None and volume.is_block
         )
 
-    async def _create(
-        self, request: csi.CreateVolumeRequest, name: str, asked: tuple[Range, Origin | None, bool]
-    ) -> VolumeRecord:
-        keeper, parameters = self._keeper, dict(request.parameters)
-        wanted, origin, is_block = asked
-        existing = keeper.volumes.find_name(name)
+    def _decide_empty(self, name: str, asked: Asked) -> tuple[VolumeRecord, Change | None]:
+        existing = self._find_same(name, asked)
         if existing is not None:
-            _check_compatible(existing, asked, parameters)
+            return existing, None
+        volume = self._make_record(name, asked, source_bytes=0)
+        self._check_fits(volume.capacity_bytes)
+        return volume, Change(action="create", record=volume)
+
+    async def _measure_for(self, name: str, asked: Asked) -> None:
+        """Look how large the filesystem is now, where a new volume would not fit into what it was."""
+        storage, required = self._keeper.storage, asked.range.required_bytes
+        if required > storage.size_bytes and self._keeper.volumes.find_name(name) is None:
+            await anyio.to_thread.run_sync(storage.measure)
+
+    async def _create_from(self, name: str, asked: Asked, origin: Origin) -> VolumeRecord:
+        keeper = self._keeper
+        existing = self._find_same(name, asked)
+        if existing is not None:
             return existing
-        source = None if origin is None else self._get_source(origin)
-        source_bytes = 0
-        if source is not None:
-            if source.is_block != is_block:
-                text = (
-                    "volume_content_source: a volume for block access and one for mounts cannot hold each other's data"
-                )
-                raise refuse("INVALID_ARGUMENT", text)
-            source_bytes = source.capacity_bytes if isinstance(source, VolumeRecord) else source.size_bytes
-        choose = checks.choose_image_size if is_block else checks.choose_capacity
-        volume = VolumeRecord(
+        source = self._get_source(origin)
+        if source.is_block != asked.is_block:
+            text = "volume_content_source: a volume for block access and one for mounts cannot hold each other's data"
+            raise refuse("INVALID_ARGUMENT", text)
+        source_bytes = source.capacity_bytes if isinstance(source, VolumeRecord) else source.size_bytes
+        volume = self._make_record(name, asked, source_bytes=source_bytes)
+        await self._measure_and_check(volume.capacity_bytes)
+        async with keeper.copying_from(source.id):
+            self._get_source(origin)  # it may have been deleted while this waited for its turn
+            if asked.is_block and isinstance(source, VolumeRecord):
+                await anyio.to_thread.run_sync(self._devices.flush, source)
+            await keeper.copy(keeper.storage.data_path(source), volume, image_bytes=volume.capacity_bytes)
+        await keeper.commit(Change(action="place", record=volume))
+        return volume
+
+    def _find_same(self, name: str, asked: Asked) -> VolumeRecord | None:
+        """The volume of this name, which must be as asked."""
+        existing = self._keeper.volumes.find_name(name)
+        if existing is not None:
+            check_compatible(existing, asked)
+        return existing
+
+    def _make_record(self, name: str, asked: Asked, *, source_bytes: int) -> VolumeRecord:
+        keeper, wanted = self._keeper, asked.range
+        choose = checks.choose_image_size if asked.is_block else checks.choose_capacity
+        return VolumeRecord(
             id=keeper.new_id(),
             name=name,
             serial=keeper.next_serial(),
@@ -201,23 +233,11 @@ class Volumes:
             created_at_ns=keeper.now_ns(),
             required_bytes=wanted.required_bytes,
             limit_bytes=wanted.limit_bytes,
-            parameters=parameters,
-            origin=origin,
-            is_block=is_block,
-            is_handed_out=source is not None,
+            parameters=asked.parameters,
+            origin=asked.origin,
+            is_block=asked.is_block,
+            is_handed_out=asked.origin is not None,
         )
-        await self._check_fits(volume.capacity_bytes)
-        if source is None:
-            await keeper.commit(Change(action="create", record=volume))
-        else:
-            async with keeper.copying_from(source.id):
-                if origin is not None:
-                    self._get_source(origin)  # it may have been deleted while this waited for its turn
-                if is_block and isinstance(source, VolumeRecord):
-                    await anyio.to_thread.run_sync(self._devices.flush, source)
-                await keeper.copy(keeper.storage.data_path(source), volume, image_bytes=volume.capacity_bytes)
-            await keeper.commit(Change(action="place", record=volume))
-        return volume
 
     async def _delete(self, volume_id: str) -> None:
         keeper = self._keeper
@@ -236,23 +256,22 @@ class Volumes:
             raise refuse("FAILED_PRECONDITION", f"volume {volume_id} is mounted at {seen[0].target}: unmount it first")
         await keeper.commit(Change(action="remove", record=volume))
 
-    async def _publish(self, volume_id: str, wanted: Publication) -> None:
+    def _decide_publish(self, volume_id: str, wanted: Publication) -> Change | None:
         volume = self._get(volume_id)
         if wanted.node_id != self._node_id:
             raise refuse("NOT_FOUND", f"node {wanted.node_id!r} is unknown: this driver serves node {self._node_id!r}")
         for one in volume.publications:
             if one == wanted:
-                return
+                return None
             _check_beside(volume_id, one, wanted)
-        await self._rewrite(volume, publications=(*volume.publications, wanted))
+        return _rewrite(volume, publications=(*volume.publications, wanted))
 
-    async def _unpublish(self, volume_id: str, node_id: str) -> None:
+    def _decide_unpublish(self, volume_id: str, node_id: str) -> Change | None:
         volume = self._keeper.volumes.find(volume_id)
         if volume is None:
-            return
+            return None
         left = tuple(one for one in volume.publications if node_id and one.node_id != node_id)
-        if left != volume.publications:
-            await self._rewrite(volume, publications=left)
+        return None if left == volume.publications else _rewrite(volume, publications=left)
 
     async def _expand(self, volume_id: str, wanted: Range) -> int:
         volume = self._get(volume_id)
@@ -267,10 +286,10 @@ class Volumes:
         size = wanted.required_bytes
         if volume.is_block:
             size = checks.round_up_sectors(size, wanted)
-        await self._check_fits(size)
+        await self._measure_and_check(size)
         if volume.is_block:
             await anyio.to_thread.run_sync(self._keeper.storage.grow_image, volume, size)
-        await self._rewrite(volume, capacity_bytes=size)
+        await self._keeper.commit(_rewrite(volume, capacity_bytes=size))
         return size
 
     def _check_accesses(self, capabilities: Sequence[csi.VolumeCapability]) -> bool:
@@ -279,17 +298,16 @@ class Volumes:
         self._devices.check_supported((f"volume_capabilities[{number}]", one) for number, one in enumerate(found))
         return found[0].is_block
 
-    async def _rewrite(self, volume: VolumeRecord, **fields: object) -> None:
-        record = msgspec.structs.replace(volume, **fields)
-        await self._keeper.commit(Change(action="rewrite", record=record))
-
-    async def _check_fits(self, size: int) -> None:
+    async def _measure_and_check(self, size: int) -> None:
         storage = self._keeper.storage
         if size > storage.size_bytes:
             await anyio.to_thread.run_sync(storage.measure)
-        if size > storage.size_bytes:
-            text = f"{size} bytes are more than the {storage.size_bytes} bytes of the driver's filesystem"
-            raise refuse("OUT_OF_RANGE", text)
+        self._check_fits(size)
+
+    def _check_fits(self, size: int) -> None:
+        has = self._keeper.storage.size_bytes
+        if size > has:
+            raise refuse("OUT_OF_RANGE", f"{size} bytes are more than the {has} bytes of the driver's filesystem")
 
     def _get(self, volume_id: str) -> VolumeRecord:
         volume = self._keeper.volumes.find(volume_id)
@@ -334,37 +352,8 @@ class Volumes:
         )
 
 
-def _origin_of(request: csi.CreateVolumeRequest) -> Origin | None:
-    if not request.HasField("volume_content_source"):
-        return None
-    source = request.volume_content_source
-    kind = source.WhichOneof("type")
-    if kind == "volume":
-        field, found = "volume.volume_id", source.volume.volume_id
-    elif kind == "snapshot":
-        field, found = "snapshot.snapshot_id", source.snapshot.snapshot_id
-    else:
-        raise refuse("INVALID_ARGUMENT", "volume_content_source needs a snapshot or a volume")
-    return Origin(kind=kind, id=checks.require(found, f"volume_content_source.{field}"))
-
-
-def _check_compatible(
-    volume: VolumeRecord, asked: tuple[Range, Origin | None, bool], parameters: dict[str, str]
-) -> None:
-    """Raise ALREADY_EXISTS unless the volume fits; the range may be the first one, or hold the size it has now."""
-    wanted, origin, is_block = asked
-    differing = ""
-    as_before = (wanted.required_bytes, wanted.limit_bytes) == (volume.required_bytes, volume.limit_bytes)
-    if not as_before and not wanted.holds(volume.capacity_bytes):
-        differing = f"capacity_range (it has {volume.capacity_bytes} bytes)"
-    elif volume.parameters != parameters:
-        differing = "parameters"
-    elif volume.origin != origin:
-        differing = "volume_content_source"
-    elif volume.is_block != is_block:
-        differing = "access type in volume_capabilities"
-    if differing:
-        raise refuse("ALREADY_EXISTS", f"volume {volume.name!r} exists with another {differing}")
+def _rewrite(volume: VolumeRecord, **fields: object) -> Change:
+    return Change(action="rewrite", record=msgspec.structs.replace(volume, **fields))
 
 
 def _check_beside(volume_id: str, held: Publication, wanted: Publication) -> None:
