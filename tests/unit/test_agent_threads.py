@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import pytest
@@ -36,6 +37,60 @@ async def test_few_threads_do_many_works() -> None:
     assert sorted(done) == [n for n in range(30) for _ in range(10)]
     assert hops.hops == 300
     assert hops.threads <= BUSY_MAX
+    hops.close()
+    await soon(lambda: hops.threads == 0)
+
+
+async def test_a_work_wakes_one_thread() -> None:
+    class Counting(ThreadHops):
+        parks = 0
+
+        def _park(self, lock: threading.Lock) -> bool:
+            self.parks += 1
+            return super()._park(lock)
+
+    hops = Counting()
+    lane, gate = Lane(timeout_s=5, hops=hops), threading.Event()
+    async with anyio.create_task_group() as group:
+        for _ in range(USUAL):
+            group.start_soon(Lane(timeout_s=5, hops=hops).run, lambda: gate.wait(5))
+        await soon(lambda: hops.threads == USUAL)
+        gate.set()
+    await soon(lambda: hops.parks == USUAL)
+    for number in range(50):
+        await lane.run(lambda: None)
+        await soon(lambda number=number: hops.parks > USUAL + number)  # type: ignore[misc]
+    assert hops.parks == USUAL + 50
+    hops.close()
+    await soon(lambda: hops.threads == 0)
+
+
+async def test_a_thread_that_hangs_when_all_are_to_leave_leaves_when_it_comes_back() -> None:
+    hops, gate = ThreadHops(), threading.Event()
+    with pytest.raises(DeadlineExceeded):
+        await Lane(timeout_s=0.05, hops=hops).run(lambda: gate.wait(10))
+    await Lane(timeout_s=5, hops=hops).run(lambda: None)
+    hops.close()
+    await soon(lambda: hops.threads == 1)
+    gate.set()
+    await soon(lambda: hops.threads == 0)
+
+
+async def test_no_work_is_left_behind() -> None:
+    """Works that come just as threads go to rest, or leave."""
+    hops = ThreadHops()
+
+    async def one(number: int) -> None:
+        lane = Lane(timeout_s=5, hops=hops)
+        for n in range(200):
+            await lane.run(partial(time.sleep, 0.0002 * ((number + n) % 3)))
+            if n % 7 == number % 7:
+                await anyio.sleep(0.001)
+
+    async with anyio.create_task_group() as group:
+        for number in range(6):
+            group.start_soon(one, number)
+    assert hops.hops == 1200
     hops.close()
     await soon(lambda: hops.threads == 0)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+import io
+import sys
+from typing import Any, cast
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.processors import LogfmtRenderer
 
-from moorage.log import LogfmtLine, Stamp
+from moorage.log import LogfmtLine, Stamp, configure_logging
 
 SLOW = LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
 TEXTS = st.text(st.sampled_from('ab ="\\\n\t\0é\x85\u2028/:'), max_size=8)
@@ -41,3 +44,31 @@ def test_times_are_the_librarys(micros: int, nanos: int) -> None:
     expected = (epoch + datetime.timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
     for _ in range(2):
         assert stamp(None, "info", {})["timestamp"] == expected
+
+
+def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write is a call into the kernel, after which a thread has to wait for the interpreter again."""
+
+    class Raw(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            writes.append(bytes(data))
+            return len(data)
+
+    writes: list[bytes] = []
+    # As the interpreter makes the real one where it is to hold nothing back (PYTHONUNBUFFERED).
+    made = io.TextIOWrapper(cast(Any, Raw()), line_buffering=True, write_through=True)
+    monkeypatch.setattr(sys, "stderr", made)
+    try:
+        configure_logging("info")
+        structlog.get_logger().info("one", text="a\nb")
+        structlog.get_logger().debug("none")
+        structlog.get_logger().warning("two")
+    finally:
+        structlog.reset_defaults()
+    assert [line.split(b" ", 1)[1] for line in writes] == [
+        b"level=info event=one text=a\\nb\n",
+        b"level=warning event=two\n",
+    ]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from moorage.syncing import sync_directory
 
-SPARES_MAX = 256
+SPARES_MAX = 1024
 _BLOCK_BYTES = 1024
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

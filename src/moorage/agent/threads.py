@@ -3,17 +3,15 @@
 A few threads do it all, because many that fight for the interpreter are slower than few. They become more only when
 work has to wait: by one where that takes long, to some; for each that is slow another; and twice as many where all are
 slow, because then the disk is, or they hang. Threads that were added leave again when there is nothing to do.
-Units: seconds of the loop's clock. All but ``_serve`` runs in the loop.
+Units: seconds of the loop's clock. All but ``_serve`` and ``_park`` runs in the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from math import inf
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,9 +38,12 @@ class ThreadHops:
         self._usual = usual
         self._threads_max = threads_max
         self._calls: deque[_Call] = deque()
-        self._tokens: SimpleQueue[None] = SimpleQueue()
+        # Those that wait for a work, each at a lock of its own: a queue would wake them all, one after the other, for
+        # each work. The last that came is woken first, so that one that was added has nothing to do.
+        self._parked: list[threading.Lock] = []
         self._guard = threading.Lock()
         self._idle = 0
+        self._is_closed = False
         self._running: dict[_Call, None] = {}
         self._watch: asyncio.TimerHandle | None = None
 
@@ -52,7 +53,7 @@ class ThreadHops:
         call = _Call(job, loop, timeout_s, patience_s)
         self.hops += 1
         self._calls.append(call)
-        self._tokens.put(None)
+        self._wake()
         self._grow(call.begun_s)
         if self._watch is None:
             self._watch = loop.call_later(LOOK_S, self._look, loop)
@@ -63,9 +64,9 @@ class ThreadHops:
 
     def close(self) -> None:
         """Threads that have nothing to do leave; one that hangs leaves when it comes back."""
-        self._usual = 0
-        for _ in range(self.threads):
-            self._tokens.put(None)
+        self._usual, self._is_closed = 0, True
+        while self._wake():
+            pass
         if self._watch is not None:
             self._watch.cancel()
 
@@ -99,27 +100,52 @@ class ThreadHops:
                 self.threads += 1
             threading.Thread(target=self._serve, name="moorage hop", daemon=True).start()
 
+    def _wake(self) -> bool:
+        """Wake one that waits; False where none does."""
+        try:
+            self._parked.pop().release()
+        except IndexError:
+            return False
+        return True
+
     # -- in a thread -------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        lock = threading.Lock()
+        lock.acquire()
         while True:
-            with self._guard:
-                is_extra = self._idle >= self._usual
-                self._idle += 1
-            with contextlib.suppress(Empty):
-                self._tokens.get(timeout=LEAVE_S if is_extra else None)
-            with self._guard:
-                self._idle -= 1
             call = self._next()
             if call is not None:
                 call.started_s = call.job.now_s()
                 self._running[call] = None
                 call.do()
                 del self._running[call]
-            elif self._idle >= self._usual:
-                with self._guard:
-                    self.threads -= 1
+            elif not self._park(lock):
                 return
+
+    def _park(self, lock: threading.Lock) -> bool:
+        """Wait until there may be a work. False where this thread is to leave; it is not counted then."""
+        with self._guard:
+            is_extra = self._idle >= self._usual
+            self._idle += 1
+        self._parked.append(lock)
+        # Whoever brings a work appends it first and then looks here; so one of both sees the other.
+        is_woken = not (self._calls or self._is_closed) and lock.acquire(timeout=LEAVE_S if is_extra else -1)
+        if not is_woken and not self._unpark(lock):
+            lock.acquire()  # somebody has just taken this thread's lock, and releases it
+        with self._guard:
+            self._idle -= 1
+            if not self._calls and (self._is_closed or (is_extra and not is_woken and self._idle >= self._usual)):
+                self.threads -= 1
+                return False
+        return True
+
+    def _unpark(self, lock: threading.Lock) -> bool:
+        try:
+            self._parked.remove(lock)
+        except ValueError:
+            return False
+        return True
 
     def _next(self) -> _Call | None:
         try:
