@@ -10,12 +10,13 @@ from engine_kit import NODE, PLUGIN, running_kit
 from moorage.errors import BadRequest, Conflict, DeadlineExceeded, NotFound, Rejected, Unavailable
 from moorage.model import steps
 from moorage.model.claim import Allocation, VolumeRequest
-from moorage.model.ids import AllocationId, NamespaceName, NodeId, VolumeId
+from moorage.model.ids import AllocationId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.volume import Capability, Fault, Secrets, Volume
 from moorage.rules.backoff import UNCLEAR_MAX
 from moorage.state.memory import MemoryStore
 from moorage.testing.scripted import fault
 
+replace = msgspec.structs.replace
 pytestmark = pytest.mark.anyio
 WRITER = Capability(access_mode="single-node-writer", attachment_mode="file-system")
 
@@ -353,3 +354,21 @@ async def test_a_driver_is_asked_the_same_once_a_request() -> None:
         await kit.service.registrations.register(same)
         asked = [call for call in kit.driver.calls if isinstance(call, steps.ValidateVolume)]
         assert sorted(call.context["zone"] for call in asked) == ["z0", "z1"]
+
+
+async def test_more_volumes_than_one_transaction_takes_are_registered() -> None:
+    """300 in one request; then again with what is new on the disks of the others, each of which is touched for it."""
+    async with running_kit() as kit:
+        register, reads = kit.service.registrations.register, kit.service.reads
+        first = [a_volume(f"a{number:03}", external_id=f"ext-{number}") for number in range(300)]
+        assert len((await register(first)).volumes) == 300
+        again = [
+            a_volume(f"{kind}{number:03}", external_id=f"ext-{number}") for kind in ("b", "a") for number in range(300)
+        ]
+        for _ in range(3):
+            written = await register(again)
+            assert [seen.record.value.id for seen in written.volumes] == [volume.id for volume in again]
+        assert len(list(reads.list_volumes("default"))) == 600
+        with pytest.raises(NotFound, match="no CSI plugin named"):
+            await register([*(a_volume(f"c{n}") for n in range(300)), replace(a_volume("d"), plugin_id=PluginId("x"))])
+        assert len(list(reads.list_volumes("default"))) == 600

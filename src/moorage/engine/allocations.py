@@ -22,6 +22,7 @@ from moorage.rules.allocations import add_event, choose_volume, is_terminal
 from moorage.rules.claims import admit_claim, check_room, complete_request
 from moorage.state import keys
 from moorage.state.repo import Repo, Write
+from moorage.state.store import TXN_OPS_MAX
 from moorage.state.view import Record
 
 replace = msgspec.structs.replace
@@ -60,6 +61,13 @@ class Allocations:
             ]
             final = replace(allocation, volumes=tuple(claimed))
             write.put(keys.allocation_key(final.id), final, revision=0)
+            if write.is_too_long:
+                raise Conflict(
+                    f"the disks of these volumes have {len(write.compares)} records, of which all would have to be "
+                    f"guarded at once; at most {TXN_OPS_MAX} can be: deregister those that nobody needs "
+                    "(`moorage volume orphans` names the doubles)",
+                    code="crowded_disk", volume=final.volumes[0].volume_id,
+                )  # fmt: skip
             revision = await self._repo.commit(write)
             return self._reads.find_allocation(final.id) or Record(final, revision, revision)
 

@@ -136,13 +136,14 @@ class Leases:
     async def _lose(self, nodes: Sequence[Record[Node]]) -> None:
         now_ns, write = self._clock.now_ns(), Write()
         lost = [r for r in nodes if self._is_silent(r.value.id)]
-        for record in lost:
-            write.put(keys.node_key(record.value.id), rules.lose(record.value, now_ns=now_ns), revision=record.modified)
         if not lost:
             return
+        # First of all, so that where it takes several transactions no lost node has a healthy driver.
         self._put_unhealthy(write, {r.value.id for r in lost}, now_ns=now_ns)
+        for record in lost:
+            write.put(keys.node_key(record.value.id), rules.lose(record.value, now_ns=now_ns), revision=record.modified)
         silent_s = {r.value.id: round(self.silent_s(r.value.id), 1) for r in lost}
-        await self._repo.commit(write)
+        await self._repo.commit_parts(write)
         for record in lost:
             node = record.value
             log.warning("node.lost", node=node.id, name=node.name, silent_s=silent_s[node.id])
@@ -268,14 +269,23 @@ class Leases:
         """Free claims, some at a time. Each write makes a new revision of the node's record: an agent that is clean by
         a list from before it is not taken back by that."""
         for start in range(0, len(free), CLAIMS_AT_ONCE):
-            batch = free[start : start + CLAIMS_AT_ONCE]
-            node = rules.replace(record.value, freed_at_ns=now_ns)
-            write = Write().put(keys.node_key(node.id), node, revision=record.modified)
-            put_freed(self._repo, write, batch, now_ns=now_ns)
-            revision = await self._repo.commit(write)
-            record = rules.replace(record, value=node, modified=revision)
-            log.warning("claims.freed", node=node.id, count=len(batch), kinds=sorted({f.kind for _, f in batch}))
+            record = await self._free_some(record, free[start : start + CLAIMS_AT_ONCE], now_ns=now_ns)
         return record
+
+    async def _free_some(
+        self, record: Record[Node], batch: Sequence[tuple[Record[Claim], Fence]], *, now_ns: int
+    ) -> Record[Node]:
+        node = rules.replace(record.value, freed_at_ns=now_ns)
+        write = Write().put(keys.node_key(node.id), node, revision=record.modified)
+        put_freed(self._repo, write, batch, now_ns=now_ns)
+        if write.is_too_long:
+            # Their allocations have many other claims. One claim alone is never too much.
+            middle = len(batch) // 2
+            record = await self._free_some(record, batch[:middle], now_ns=now_ns)
+            return await self._free_some(record, batch[middle:], now_ns=now_ns)
+        revision = await self._repo.commit(write)
+        log.warning("claims.freed", node=node.id, count=len(batch), kinds=sorted({f.kind for _, f in batch}))
+        return rules.replace(record, value=node, modified=revision)
 
 
 def _id_of(record: Record[Node]) -> NodeId:

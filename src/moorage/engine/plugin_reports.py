@@ -101,4 +101,4 @@ class PluginReports:
             elif revision:
                 write.delete(key, revision=revision)
         if write.ops:
-            await self._repo.commit(write)
+            await self._repo.commit_parts(write)

@@ -51,10 +51,11 @@ class Removals:
             read = self._checks.get_volume(namespace, volume_id)
             if read.claims and not (force and self._checks.are_all_ended(read)):
                 raise self._checks.in_use(read)
-            write = Write().delete(keys.volume_key(*read.record.value.key), revision=read.record.modified)
+            write = Write()
             for claim in self._repo.view.claims.of_volume(*read.record.value.key):
                 write.delete(keys.claim_key(claim.value.id), revision=claim.modified)
-            return await self._repo.commit(write)
+            write.delete(keys.volume_key(*read.record.value.key), revision=read.record.modified)
+            return await self._repo.commit_parts(write)
 
         return await decide_again(decide, _restless(volume_id))
 

@@ -48,7 +48,8 @@ class Registrations:
     # -- register ----------------------------------------------------------------------------------------------------
 
     async def register(self, volumes: Sequence[Volume]) -> Written:
-        """Register volumes that exist at their drivers, or update registered ones; all or none.
+        """Register volumes that exist at their drivers, or update registered ones; all or none. More than a store takes
+        in one transaction, some 128, are written in several: cut off in between, the first ones stay.
 
         Raises Rejected and its kinds with the recorded texts, Unavailable.
         """
@@ -58,7 +59,6 @@ class Registrations:
 
     async def _try_register(self, volumes: Sequence[Volume]) -> Written:
         self._checks.check_request(volumes)
-        write = Write()
         stored: list[tuple[Volume, Record[Volume] | None]] = []
         # A batch is nearly always of one plugin, which is looked at once.
         healths: dict[PluginId, Health] = {}
@@ -82,16 +82,26 @@ class Registrations:
             if old is not None:
                 grown = await self._grow(old, sent, prefix="unable to update volume: ")
                 stored[index] = (_with_growth(volume, grown.value, sent), grown)
+        warnings = self._warn_doubles([volume for volume, old in stored if old is None])
+        revision = await self._write(stored)
+        return self._checks.answer([volume for volume, _ in stored], revision, warnings)
+
+    async def _write(self, stored: Sequence[tuple[Volume, Record[Volume] | None]]) -> int:
+        """Put volumes on record, each with its record before. Returns the last revision."""
+        write = Write()
         for volume, old in stored:
             key = keys.volume_key(volume.namespace, volume.id)
             self._checks.expect_namespace(write, volume)
             # The version before: a record that is new has none, one that is to be removed may be written over.
             write.put(key, volume, revision=old.modified if old else self._checks.revision_of(key))
-        new = [volume for volume, old in stored if old is None]
-        self._serialize_with_deletions(write, new)
-        warnings = self._warn_doubles(new)
-        revision = await self._repo.commit(write)
-        return self._checks.answer([volume for volume, _ in stored], revision, warnings)
+        self._serialize_with_deletions(write, [volume for volume, old in stored if old is None])
+        if not write.is_too_long:
+            return await self._repo.commit(write)
+        # One volume alone is never too much. What the first half changes of the second is found when that is committed,
+        # and then all is decided again: by then the first half is on record as it was sent.
+        middle = len(stored) // 2
+        await self._write(stored[:middle])
+        return await self._write(stored[middle:])
 
     def _prepare_registered(self, sent: Volume, health: Health) -> Volume:
         volume = prepare_new(_with_provider(sent, health), now_ns=self._clock.now_ns())

@@ -11,7 +11,7 @@ from moorage.errors import StateConflict
 from moorage.model.ids import Revision
 from moorage.state.codec import Records
 from moorage.state.feed import Feed
-from moorage.state.store import Compare, Delete, EventBatch, Op, Put, Store
+from moorage.state.store import TXN_OPS_MAX, Compare, Delete, EventBatch, Op, Put, Store
 from moorage.state.view import View
 
 
@@ -44,6 +44,27 @@ class Write:
         self.compares[key] = Compare(key, Revision(revision))
         return self
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether it is more than a store takes in one transaction."""
+        return len(self.compares) > TXN_OPS_MAX
+
+    def split(self) -> list[Write]:
+        """The same in as many writes as it takes, in the order in which it was put."""
+        if not self.is_too_long:
+            return [self]
+        parts: list[Write] = []
+        for number, (key, compare) in enumerate(self.compares.items()):
+            if number % TXN_OPS_MAX == 0:
+                parts.append(Write())
+            part = parts[-1]
+            part.compares[key] = compare
+            if key in self.ops:
+                part.ops[key] = self.ops[key]
+            if key in self.records:
+                part.records[key] = self.records[key]
+        return parts
+
     def make_ops(self, records: Records) -> list[Op]:
         """The changes as operations of a store."""
         return [op or Put(key, records.encode(key, self.records[key])) for key, op in self.ops.items()]
@@ -61,6 +82,16 @@ class Repo:
     def watch(self, after: Revision) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
         """All batches above ``after``, as long as the store keeps them: see ``Store.watch``."""
         return self._store.watch("", after)
+
+    async def commit_parts(self, write: Write) -> Revision:
+        """Commit what may be too much for one transaction, in several then: cut off in between, the first ones stay.
+
+        Returns the last revision. Raises as ``commit`` does.
+        """
+        *first, last = write.split()
+        for part in first:
+            await self.commit(part)
+        return await self.commit(last)
 
     async def commit(self, write: Write) -> Revision:
         """Make the changes durable and visible in the view, all or none; returns their revision.
