@@ -28,6 +28,7 @@ from moorage.rules.volumes import Remove, Rest, is_given_up, is_told_failed, nex
 from moorage.state import keys
 from moorage.state.feed import Change
 from moorage.state.repo import Repo, Write
+from moorage.state.store import TXN_OPS_MAX
 from moorage.state.view import Record
 
 replace = msgspec.structs.replace
@@ -88,6 +89,11 @@ class Registrations:
 
     async def _write(self, stored: Sequence[tuple[Volume, Record[Volume] | None]]) -> int:
         """Put volumes on record, each with its record before. Returns the last revision."""
+        if len(stored) > TXN_OPS_MAX:
+            *first, last = (stored[start : start + TXN_OPS_MAX] for start in range(0, len(stored), TXN_OPS_MAX))
+            for part in first:
+                await self._write(part)
+            return await self._write(last)
         write = Write()
         for volume, old in stored:
             key = keys.volume_key(volume.namespace, volume.id)
