@@ -1,13 +1,14 @@
-"""What touches more records than a store takes in one transaction, by each way that can."""
+"""What is more than a store takes: records in one transaction, by each way that can, and bytes of one record."""
 
 from __future__ import annotations
 
 import anyio
+import msgspec
 import pytest
 from engine_kit import NODE, PLUGIN, Kit, running_kit
 from lost_node_kit import CAPABILITIES, claim, silence, status_of, wait_for
 
-from moorage.errors import Conflict
+from moorage.errors import BadRequest, Conflict
 from moorage.model.claim import Allocation, VolumeRequest
 from moorage.model.ids import AllocationId, NamespaceName, NodeId, PluginId, VolumeId
 from moorage.model.node import Node
@@ -15,6 +16,7 @@ from moorage.model.volume import Volume
 from moorage.rules.nodes import FencingSettings
 from moorage.state.store import TXN_OPS_MAX
 
+replace = msgspec.structs.replace
 pytestmark = pytest.mark.anyio
 MANY = TXN_OPS_MAX + 30
 READER = "multi-node-reader-only"
@@ -92,3 +94,15 @@ async def test_a_use_of_a_disk_with_too_many_records_is_refused_with_what_helps(
         for volume in one_disk[40:]:
             await kit.service.removals.deregister("default", volume.id, force=False)
         assert await claim(kit, NODE, name="v000")
+
+
+async def test_a_record_that_is_larger_than_a_store_keeps_is_refused_by_name() -> None:
+    async with running_kit() as kit:
+        large = replace(a_volume("web"), parameters={f"p{number}": "secret" * 100 for number in range(3000)})
+        with pytest.raises(
+            BadRequest, match="volumes/default/web takes .* most of them in parameters.*may have"
+        ) as told:
+            await kit.service.registrations.create([large])
+        assert "secret" not in str(told.value)
+        assert kit.service.reads.find_volume("default", "web") is None
+        assert kit.driver.volumes == {}

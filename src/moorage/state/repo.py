@@ -7,11 +7,11 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from moorage.errors import StateConflict
+from moorage.errors import BadRequest, StateConflict
 from moorage.model.ids import Revision
 from moorage.state.codec import Records
 from moorage.state.feed import Feed
-from moorage.state.store import TXN_OPS_MAX, Compare, Delete, EventBatch, Op, Put, Store
+from moorage.state.store import TXN_OPS_MAX, VALUE_BYTES_MAX, Compare, Delete, EventBatch, Op, Put, Store
 from moorage.state.view import View
 
 
@@ -97,9 +97,12 @@ class Repo:
         """Make the changes durable and visible in the view, all or none; returns their revision.
 
         Raises StateConflict when a record is not where the decision saw it: read again and decide again.
-        Raises StoreUnavailable.
+        Raises BadRequest when a record is larger than a store keeps, StoreUnavailable.
         """
         ops = write.make_ops(self.feed.records)
+        for op in ops:
+            if isinstance(op, Put) and len(op.value) > VALUE_BYTES_MAX:
+                raise _too_large(op, write.records[op.key])
         with self.feed.writing(ops, write.records):
             result = await self._store.transact(tuple(write.compares.values()), ops)
         if not result.succeeded:
@@ -108,3 +111,14 @@ class Repo:
             raise StateConflict("a record changed since it was read", key=next(iter(write.compares), ""))
         await self.feed.reach(result.revision)
         return result.revision
+
+
+def _too_large(put: Put, record: msgspec.Struct) -> BadRequest:
+    """Says which record, and where most of it is; none of what is in it."""
+    sizes = {name: len(msgspec.json.encode(getattr(record, name))) for name in record.__struct_fields__}
+    largest = max(sizes, key=lambda name: sizes[name])
+    return BadRequest(
+        f"{put.key} takes {len(put.value)} bytes, most of them in {largest}; a record may have {VALUE_BYTES_MAX}: "
+        f"make {largest} shorter",
+        code="record_too_large",
+    )
