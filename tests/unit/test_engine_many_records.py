@@ -100,7 +100,7 @@ async def test_a_record_that_is_larger_than_a_store_keeps_is_refused_by_name() -
     async with running_kit() as kit:
         large = replace(a_volume("web"), parameters={f"p{number}": "secret" * 100 for number in range(3000)})
         with pytest.raises(
-            BadRequest, match="volumes/default/web takes .* most of them in parameters.*may have"
+            BadRequest, match=r"volumes/default/web takes .* most of them in parameters.*may have"
         ) as told:
             await kit.service.registrations.create([large])
         assert "secret" not in str(told.value)
