@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import http.client
 import json
 import os
@@ -36,8 +35,9 @@ from client import Got, drive, request
 
 HERE = Path(__file__).parent
 PLUGIN = "local"
+# A process's clock by the scheduler, in clock_getcpuclockid(3).
+_CPU_SCHEDULED = 2
 CAPABILITY = [{"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}]
-TICKS = os.sysconf("SC_CLK_TCK")
 # What the issue asks for, as ratios to the peer; below 1: of its milliseconds or megabytes.
 GOALS = {
     "register_batched": 6.0,
@@ -108,13 +108,8 @@ class Server:
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds of a process; by the scheduler's clock where it tells, which is finer than the accounts' ticks."""
-    with contextlib.suppress(OSError):
-        threads = [int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-        if any(threads):
-            return sum(threads) / 1e9
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """CPU seconds of a process, threads that have ended since included. The kernel makes the clock's number so."""
+    return time.clock_gettime(~pid << 3 | _CPU_SCHEDULED)
 
 
 def _children(pid: int) -> list[int]:

@@ -168,29 +168,37 @@ def _list(path: str) -> list[str]:
 
 # What of a process may be on a mount: how it uses it, the path, and of an open file its number.
 _Use = tuple[How, str, str]
-_Look = Callable[[str, "_Index"], Iterator[_Use]]
 
 
-def _list_held(process: str, index: _Index) -> Iterator[_Use]:
-    program = _read_link(f"{process}/exe")
-    if not program:
-        return  # the kernel's own, one that has ended, or one that we may not look into: there is nothing to be seen
-    if program.startswith("/"):
-        yield "program", program, ""
+class _Process(msgspec.Struct, frozen=True):
+    """One that has a program: where it is in /proc, the program's path, its mount namespace and that one's areas."""
+
+    path: str
+    program: str
+    namespace: str
+    index: _Index
+
+
+_Look = Callable[[_Process], Iterator[_Use]]
+
+
+def _list_held(process: _Process) -> Iterator[_Use]:
+    if process.program.startswith("/"):
+        yield "program", process.program, ""
     for name, how in _LINKS:
-        link = _read_link(f"{process}/{name}")
+        link = _read_link(f"{process.path}/{name}")
         if link.startswith("/"):
             yield how, link, ""
-    for number in _list(f"{process}/fd"):
-        link = _read_link(f"{process}/fd/{number}")
+    for number in _list(f"{process.path}/fd"):
+        link = _read_link(f"{process.path}/fd/{number}")
         if link.startswith("/"):
             yield "open", link, number
 
 
-def _list_mapped(process: str, index: _Index) -> Iterator[_Use]:
-    text = _read_bytes(f"{process}/maps")
+def _list_mapped(process: _Process) -> Iterator[_Use]:
+    text = _read_bytes(f"{process.path}/maps")
     # Reading the text is cheap beside taking it apart, which takes a path of ours in it.
-    if any(mark in text for mark in index.marks):
+    if any(mark in text for mark in process.index.marks):
         for path in rules.parse_mapped(text.decode(errors="surrogateescape")):
             yield "mapped", path, ""
 
@@ -267,31 +275,46 @@ class _Scan:
         self._origins = [origins for _, origins, _ in here]
         self._areas: dict[str, _Index] = {own: _Index([area for area, _, _ in here])}
         self._own = own
+        # As seen at the first look. Whoever has got the number of one that has ended since began later than the look.
+        self._processes: dict[str, _Process | None] = {str(os.getpid()): None}
         self.found: list[list[Holder]] = [list(nested) for _, _, nested in here]
 
     def run(self, look: _Look, *, is_first: bool) -> None:
         """Look at each process once. Blocks. ``is_first``: mounts made on purpose are told too."""
         if self._areas[self._own].is_empty:
             return
-        own_pid, told = str(os.getpid()), set[str]()
+        told = set[str]()
         for name in _list(self._proc):
-            if not name.isdigit() or name == own_pid:
+            if not name.isdigit():
                 continue
-            process = f"{self._proc}/{name}"
-            namespace = _read_link(f"{process}/ns/mnt") or self._own
-            index = self._areas.get(namespace)
-            if index is None:
-                table = rules.parse_mount_table(_read(f"{process}/mountinfo"))
-                pairs = zip(self._questions, self._origins, strict=True)
-                index = self._areas[namespace] = _Index([_look_there(q, o, table) for q, o in pairs])
+            if name not in self._processes:
+                self._processes[name] = self._find_process(f"{self._proc}/{name}")
+            process = self._processes[name]
+            if process is None:
+                continue
+            index = process.index
             if not index.is_empty:
-                for use in look(process, index):
-                    for position in index.find(process, use):
-                        self.found[position].append(_name(process, use[0], use[1]))
-            if is_first and namespace not in told:
+                for use in look(process):
+                    for position in index.find(process.path, use):
+                        self.found[position].append(_name(process.path, use[0], use[1]))
+            if is_first and process.namespace not in told:
                 for area, found in zip(index.areas, self.found, strict=True):
-                    found += [_name(process, "mount", point) for point in area.on_purpose]
-            told.add(namespace)
+                    found += [_name(process.path, "mount", point) for point in area.on_purpose]
+            told.add(process.namespace)
+
+    def _find_process(self, path: str) -> _Process | None:
+        """None for the kernel's own, of which a host has hundreds, one that has ended, and one that we may not look
+        into: there is nothing to be seen."""
+        program = _read_link(f"{path}/exe")
+        if not program:
+            return None
+        namespace = _read_link(f"{path}/ns/mnt") or self._own
+        index = self._areas.get(namespace)
+        if index is None:
+            table = rules.parse_mount_table(_read(f"{path}/mountinfo"))
+            pairs = zip(self._questions, self._origins, strict=True)
+            index = self._areas[namespace] = _Index([_look_there(q, o, table) for q, o in pairs])
+        return _Process(path, program, namespace, index)
 
 
 class HolderSearch:
