@@ -18,7 +18,8 @@ import pytest
 from moorage.errors import Compacted, StoreUnavailable
 from moorage.model.ids import Revision
 from moorage.state.memory import MemoryStore
-from moorage.state.sqlite import Limits, SqliteStore
+from moorage.state.sqlite import SqliteStore
+from moorage.state.sqlite_files import Limits
 from moorage.state.store import Compare, Delete, Put, Store
 from moorage.testing.store_suite import StoreSuite
 from moorage.testing.store_use import OpenStore, check_order, delete, find, put, take

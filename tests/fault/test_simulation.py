@@ -70,7 +70,7 @@ def test_seeds_keep_every_promise(start: int) -> None:
         ("fresh_names", "intent_first", 1),
         ("renewed_unclean", "clean_before_ready", 61),
         ("clean_by_stale_list", "clean_before_ready", 11),
-        ("mounted_untaken", "clean_before_ready", 461),
+        ("mounted_untaken", "clean_before_ready", 11),
         ("controller_changed", "one_in_flight", 1),
         ("controllers_unheard", "one_in_flight", 11),
         ("sick_hurried", "one_in_flight", 1),

@@ -14,7 +14,8 @@ import pytest
 
 from moorage.errors import StoreUnavailable
 from moorage.model.ids import Revision
-from moorage.state.sqlite import Limits, SqliteStore
+from moorage.state.sqlite import SqliteStore
+from moorage.state.sqlite_files import Limits
 from moorage.state.store import Entry, EventBatch, Put
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +25,8 @@ ROUNDS = 32
 CHILD = """
 import itertools, pathlib, sys
 import anyio
-from moorage.state.sqlite import Limits, SqliteStore
+from moorage.state.sqlite import SqliteStore
+from moorage.state.sqlite_files import Limits
 from moorage.state.store import Compare, Delete, Put
 
 async def write(store, writer):

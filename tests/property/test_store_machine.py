@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from moorage.errors import Compacted
 from moorage.model.ids import Revision
 from moorage.state.memory import MemoryStore
-from moorage.state.sqlite import Limits, SqliteStore
+from moorage.state.sqlite import SqliteStore
+from moorage.state.sqlite_files import Limits
 from moorage.state.store import Compare, Delete, EventBatch, Listing, Op, Put, Store, TxnResult
 
 KEYS = st.sampled_from(["a/1", "a/2", "a/é", "a/\U0001f600", "b/1", "b/%", "c"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import anyio
 import msgspec
 import structlog
 
@@ -24,7 +23,7 @@ from moorage.model.assignment import (
     UnmountedReport,
 )
 from moorage.model.claim import Allocation, Claim
-from moorage.model.ids import ClaimId
+from moorage.model.ids import ClaimId, Revision
 from moorage.model.operation import Operation
 from moorage.model.steps import Created, Failed, Outcome
 from moorage.model.volume import Fault, Progress, Volume
@@ -50,37 +49,40 @@ class Outcomes:
         self._chance = chance
 
     async def fold_reports(self, reports: Sequence[Report]) -> None:
-        """Fold a batch; each report is a transaction of its own, and they are committed together where they can be."""
-        if len(reports) == 1:
-            await self._fold(reports[0])
-            return
+        """Fold a batch; each report is a transaction of its own, and they are committed together where they can be.
+
+        Raises what ``commit`` does, StateConflict aside, for the first that was not written; what was folded stays so.
+        """
+        kept: list[tuple[Report, str, Write]] = []
+        for report in reports:
+            key, outcome = _key_and_outcome(report)
+            found = self._find(key)
+            # Only this reconciler's server writes outcomes, so a conflict means that an intent was written in between:
+            # the revision has then moved, and the report is dropped below.
+            if found is None or not self.is_current(found, report):
+                log.info("report.stale", key=key, revision=report.revision)
+                continue
+            write = self._fold_into(key, found, outcome)
+            if write.ops:
+                kept.append((report, key, write))
+        results = await self._commit([write for _, _, write in kept])
         failures: list[MoorageError] = []
-
-        async def fold(report: Report) -> None:
-            try:
-                await self._fold(report)
-            except MoorageError as error:
-                failures.append(error)
-
-        async with anyio.create_task_group() as group:
-            for report in reports:
-                group.start_soon(fold, report)
+        for (report, key, _), result in zip(kept, results, strict=True):
+            if isinstance(result, StateConflict):
+                log.info("report.stale", key=key, revision=report.revision)
+            elif isinstance(result, MoorageError):
+                failures.append(result)
         if failures:
-            # What was folded stays so; the agent sends all of them again, and those are stale then.
+            # The agent sends all of them again, and those that were written are stale then.
             raise failures[0]
 
-    async def _fold(self, report: Report) -> None:
-        key, outcome = _key_and_outcome(report)
-        found = self._find(key)
-        # Only this reconciler's server writes outcomes, so a conflict means that an intent was written in between:
-        # the revision has then moved, and the report is dropped below.
-        if found is None or not self.is_current(found, report):
-            log.info("report.stale", key=key, revision=report.revision)
-            return
+    async def _commit(self, writes: Sequence[Write]) -> Sequence[Revision | MoorageError]:
+        if len(writes) != 1:
+            return await self._repo.commit_each(writes) if writes else ()
         try:
-            await self._fold_into(key, found, outcome)
-        except StateConflict:
-            log.info("report.stale", key=key, revision=report.revision)
+            return (await self._repo.commit(writes[0]),)
+        except MoorageError as error:
+            return (error,)
 
     def is_current(self, found: Record[Any], report: Report) -> bool:
         """Whether the report is about the record as it is now."""
@@ -90,7 +92,7 @@ class Outcomes:
         table = self._repo.view.tables_by_prefix.get(key[: key.find("/") + 1])
         return table.find(key) if table is not None else None
 
-    async def _fold_into(self, key: str, found: Record[Any], outcome: claim_rules.Reported) -> None:
+    def _fold_into(self, key: str, found: Record[Any], outcome: claim_rules.Reported) -> Write:
         outcome = stamp_fault(outcome, self._clock.now_ns())
         log_failure(key, outcome)
         write = Write()
@@ -101,8 +103,7 @@ class Outcomes:
                 self._fold_operation(write, key, found, outcome)
             case Claim():
                 self._fold_claim(write, key, found, outcome)
-        if write.ops:
-            await self._repo.commit(write)
+        return write
 
     def _fold_volume(self, write: Write, key: str, found: Record[Volume], outcome: Outcome) -> None:
         volume = found.value

@@ -6,8 +6,7 @@ A waiter's test runs in the same loop turn as the change it looks at, so a recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
@@ -230,20 +229,20 @@ class Feed:
                 value = self.records.decode(event.key, entry.value)
             self._set(event.key, Record(value, entry.create_revision, entry.modify_revision))
 
-    @contextmanager
-    def writing(self, ops: Iterable[Op], records: Mapping[str, object]) -> Iterator[None]:
-        """While the block runs, who sees one of these values has its record already: it need not be read out of it.
+    def begin_writing(self, ops: Iterable[Op], records: Mapping[str, object]) -> None:
+        """Until ``end_writing``, who sees one of these values has its record already: it need not be read out of it.
 
         ``records`` are those of the values, by key. Nobody changes them any more.
         """
+        for op in ops:
+            if type(op) is Put:
+                self._written[op.key] = (op.value, records[op.key])
+
+    def end_writing(self, ops: Iterable[Op]) -> None:
+        """The operations of a ``begin_writing`` are in the view, or will not be."""
         written = self._written
-        puts = [op for op in ops if isinstance(op, Put)]
-        for op in puts:
-            written[op.key] = (op.value, records[op.key])
-        try:
-            yield
-        finally:
-            for op in puts:
+        for op in ops:
+            if type(op) is Put:
                 found = written.get(op.key)
                 # Another writer of the same key may have come since.
                 if found is not None and found[0] is op.value:

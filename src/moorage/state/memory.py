@@ -20,6 +20,8 @@ from moorage.state.store import (
     EventBatch,
     Listing,
     Op,
+    Results,
+    Simple,
     TxnResult,
 )
 from moorage.state.transactions import check_limit, check_transaction
@@ -69,6 +71,26 @@ class MemoryStore:
         # Readers of watches were woken: they run before the caller does.
         await anyio.lowlevel.cancel_shielded_checkpoint()
         return result
+
+    async def transact_each(self, transactions: Sequence[Simple]) -> Results:
+        """See ``Store.transact_each``. By way of ``transact``, so that what is done to that is done to each."""
+        if len(transactions) == 1:
+            return [await self._try(*transactions[0])]
+        results: dict[int, TxnResult | StoreUnavailable] = {}
+
+        async def run(number: int, compares: Sequence[Compare], then: Sequence[Op]) -> None:
+            results[number] = await self._try(compares, then)
+
+        async with anyio.create_task_group() as group:
+            for number, (compares, then) in enumerate(transactions):
+                group.start_soon(run, number, compares, then)
+        return [results[number] for number in range(len(transactions))]
+
+    async def _try(self, compares: Sequence[Compare], then: Sequence[Op]) -> TxnResult | StoreUnavailable:
+        try:
+            return await self.transact(compares, then)
+        except StoreUnavailable as error:
+            return error
 
     def watch(self, prefix: str, after: Revision) -> Watch:
         """See ``Store.watch``; what a reader may rely on is in ``state.watching``."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from moorage.errors import BadRequest, StateConflict
+from moorage.errors import BadRequest, MoorageError, StateConflict
 from moorage.model.ids import Revision
 from moorage.state.codec import Records
 from moorage.state.feed import Feed
-from moorage.state.store import TXN_OPS_MAX, VALUE_BYTES_MAX, Compare, Delete, EventBatch, Op, Put, Store
+from moorage.state.store import TXN_OPS_MAX, VALUE_BYTES_MAX, Compare, Delete, EventBatch, Op, Put, Simple, Store
 from moorage.state.view import View
 
 
@@ -66,8 +66,17 @@ class Write:
         return parts
 
     def make_ops(self, records: Records) -> list[Op]:
-        """The changes as operations of a store."""
-        return [op or Put(key, records.encode(key, self.records[key])) for key, op in self.ops.items()]
+        """The changes as operations of a store. Raises BadRequest when a record is larger than a store keeps."""
+        made: list[Op] = []
+        for key, op in self.ops.items():
+            if op is None:
+                value = records.encode(key, self.records[key])
+                if len(value) > VALUE_BYTES_MAX:
+                    raise _too_large(key, len(value), self.records[key])
+                made.append(Put(key, value))
+            else:
+                made.append(op)
+        return made
 
 
 class Repo:
@@ -100,25 +109,58 @@ class Repo:
         Raises BadRequest when a record is larger than a store keeps, StoreUnavailable.
         """
         ops = write.make_ops(self.feed.records)
-        for op in ops:
-            if isinstance(op, Put) and len(op.value) > VALUE_BYTES_MAX:
-                raise _too_large(op, write.records[op.key])
-        with self.feed.writing(ops, write.records):
+        self.feed.begin_writing(ops, write.records)
+        try:
             result = await self._store.transact(tuple(write.compares.values()), ops)
-        if not result.succeeded:
-            # What made the compare fail may not have reached the view yet; deciding again before it has would loop.
-            await self.feed.reach(result.revision)
-            raise StateConflict("a record changed since it was read", key=next(iter(write.compares), ""))
+        finally:
+            self.feed.end_writing(ops)
+        # What made a compare fail may not have reached the view yet; deciding again before it has would loop.
         await self.feed.reach(result.revision)
+        if not result.succeeded:
+            raise _conflict(write)
         return result.revision
 
+    async def commit_each(self, writes: Sequence[Write]) -> list[Revision | MoorageError]:
+        """As so many ``commit``, each by itself; what each returns or raises."""
+        found: list[Revision | MoorageError] = [Revision(0)] * len(writes)
+        begun: list[int] = []
+        transactions: list[Simple] = []
+        ops: list[Op] = []
+        records: dict[str, msgspec.Struct] = {}
+        for number, write in enumerate(writes):
+            try:
+                made = write.make_ops(self.feed.records)
+            except BadRequest as error:
+                found[number] = error
+                continue
+            begun.append(number)
+            transactions.append((tuple(write.compares.values()), made))
+            ops += made
+            records |= write.records
+        self.feed.begin_writing(ops, records)
+        try:
+            results = await self._store.transact_each(transactions)
+        finally:
+            self.feed.end_writing(ops)
+        for number, result in zip(begun, results, strict=True):
+            if isinstance(result, MoorageError):
+                found[number] = result
+                continue
+            await self.feed.reach(result.revision)
+            found[number] = result.revision if result.succeeded else _conflict(writes[number])
+        return found
 
-def _too_large(put: Put, record: msgspec.Struct) -> BadRequest:
+
+def _conflict(write: Write) -> StateConflict:
+    return StateConflict("a record changed since it was read", key=next(iter(write.compares), ""))
+
+
+def _too_large(key: str, size: int, record: msgspec.Struct) -> BadRequest:
     """Says which record, and where most of it is; none of what is in it."""
     sizes = {name: len(msgspec.json.encode(getattr(record, name))) for name in record.__struct_fields__}
     largest = max(sizes, key=lambda name: sizes[name])
     return BadRequest(
-        f"{put.key} takes {len(put.value)} bytes, most of them in {largest}; a record may have {VALUE_BYTES_MAX}: "
+        f"{key} takes {size} bytes, most of them in {largest}; a record may have {VALUE_BYTES_MAX}: "
         f"make {largest} shorter",
         code="record_too_large",
     )

@@ -15,7 +15,6 @@ apsw's exceptions end here. Never: decisions about volumes, clock.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,47 +26,23 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import apsw
-import msgspec
 
 from moorage.errors import StoreUnavailable
 from moorage.model.ids import Revision
 from moorage.state import sqlite_reads
+from moorage.state.sqlite_files import DEFAULT_LIMITS, Files, Limits, open_files
 from moorage.state.sqlite_format import (
     DISK_ERRORS,
-    FileLock,
-    open_database,
-    open_reader,
     read_meta_number,
     unavailable,
 )
-from moorage.state.sqlite_group import GroupCommit, GroupResult, Txn
-from moorage.state.store import Compare, Entry, Listing, Op, TxnResult
+from moorage.state.sqlite_group import GroupResult, Txn
+from moorage.state.store import Compare, Entry, Listing, Op, Results, Simple, TxnResult
 from moorage.state.transactions import check_limit, check_transaction
-from moorage.state.watching import BUFFER_BYTES_MAX, BUFFER_EVENTS_MAX, Replayed, Watch, WatchHub
+from moorage.state.watching import Replayed, Watch, WatchHub
 
 T = TypeVar("T")
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much an open store may hold.
-
-    ``queue_max``, ``queue_bytes_max``: transactions that wait for the disk; one more gets StoreUnavailable.
-    ``group_max``: transactions in one commit. ``history_revisions``, ``history_bytes``: changes kept for watches from
-    the past (a sixteenth more for a while). ``recent_bytes``: entries in memory that spare the writer a read.
-    ``watch_events_max``, ``watch_bytes_max``: what a slow reader may leave unread before it loses its place.
-    """
-
-    queue_max: int = 10_000
-    queue_bytes_max: int = 128 << 20
-    group_max: int = 512
-    history_revisions: int = 10_000
-    history_bytes: int = 256 << 20
-    recent_bytes: int = 32 << 20
-    watch_events_max: int = BUFFER_EVENTS_MAX
-    watch_bytes_max: int = BUFFER_BYTES_MAX
-
-
-_DEFAULT_LIMITS = Limits()
+_Done = asyncio.Future[TxnResult | StoreUnavailable]
 
 
 class _Write:
@@ -75,7 +50,7 @@ class _Write:
 
     __slots__ = ("done", "size", "txn")
 
-    def __init__(self, txn: Txn, size: int, done: asyncio.Future[TxnResult | StoreUnavailable]) -> None:
+    def __init__(self, txn: Txn, size: int, done: _Done) -> None:
         self.txn = txn
         self.size = size
         self.done = done
@@ -92,22 +67,7 @@ class _Task:
 
 
 _Jobs = list[_Write | _Task]
-
-
-class _Files(msgspec.Struct, frozen=True):
-    """What is open while a store is."""
-
-    lock: FileLock
-    database: apsw.Connection
-    reader: apsw.Connection
-    group: GroupCommit
-
-    def close(self) -> None:
-        """Checkpoint, close and unlock, whatever of it fails. The writer closes last, so that it removes the WAL."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.lock.release)
-            stack.callback(self.database.close)
-            stack.callback(self.reader.close)
+_Handed = list[_Write] | list[_Task]
 
 
 class SqliteStore:
@@ -116,13 +76,15 @@ class SqliteStore:
     ``transactions`` counts those that a commit has settled, ``commits`` the SQLite commits that changed records.
     """
 
-    def __init__(self, path: Path, files: _Files, limits: Limits) -> None:
+    def __init__(self, path: Path, files: Files, limits: Limits) -> None:
         self.path = path
         self.transactions = 0
         self._files = files
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Write | _Task | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Handed | None] = queue.SimpleQueue()
+        # Of this turn of the loop: the thread is woken once for all of them, when the turn needs the interpreter least.
+        self._coming: list[_Write] = []
         self._queued = 0
         self._queued_bytes = 0
         self._is_closed = False
@@ -139,12 +101,12 @@ class SqliteStore:
         threading.Thread(target=self._run, name="moorage-store", daemon=True).start()
 
     @classmethod
-    async def open(cls, path: Path, *, limits: Limits = _DEFAULT_LIMITS) -> SqliteStore:
+    async def open(cls, path: Path, *, limits: Limits = DEFAULT_LIMITS) -> SqliteStore:
         """Open the store at ``path``, or make it; the lock file is beside it.
 
         Raises StoreUnavailable: in use (names the pid), written by a newer version, not a store, or a broken disk.
         """
-        return cls(path, await anyio.to_thread.run_sync(_open_files, path, limits), limits)
+        return cls(path, await anyio.to_thread.run_sync(open_files, path, limits), limits)
 
     @property
     def commits(self) -> int:
@@ -174,20 +136,22 @@ class SqliteStore:
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult:
         """See ``Store.transact``. Raises StoreUnavailable also when too much is waiting already."""
-        size = check_transaction(compares, then, otherwise)
         await anyio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
-        limits = self._limits
-        if self._queued >= limits.queue_max or (self._queued and self._queued_bytes + size > limits.queue_bytes_max):
-            raise StoreUnavailable(f"store {self.path}: {self._queued} writes wait for the disk: try again later")
-        write = _Write(Txn(tuple(compares), tuple(then), tuple(otherwise)), size, self._loop.create_future())
-        self._queued += 1
-        self._queued_bytes += size
-        self._queue.put(write)
-        outcome = await write.done
+        outcome = await self._begin(compares, then, otherwise)
         if isinstance(outcome, StoreUnavailable):
             raise StoreUnavailable(outcome.message, path=str(self.path)) from outcome
         return outcome
+
+    async def transact_each(self, transactions: Sequence[Simple]) -> Results:
+        """See ``Store.transact_each``."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        begun: list[_Done | StoreUnavailable] = []
+        for compares, then in transactions:
+            try:
+                begun.append(self._begin(compares, then))
+            except StoreUnavailable as error:
+                begun.append(error)
+        return [one if isinstance(one, StoreUnavailable) else await one for one in begun]
 
     def watch(self, prefix: str, after: Revision) -> Watch:
         """See ``Store.watch``; what a reader may rely on is in ``state.watching``."""
@@ -221,6 +185,7 @@ class SqliteStore:
                 await self._closed.wait()
                 return
             self._is_closed = True
+            self._hand_over()
             self._queue.put(None)
             await self._drained.wait()
             self._hub.close()
@@ -236,7 +201,8 @@ class SqliteStore:
         await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         task = _Task(run, self._loop.create_future())
-        self._queue.put(task)
+        self._hand_over()
+        self._queue.put([task])
         outcome = await task.done
         if outcome is not None:
             raise StoreUnavailable(outcome.message, path=str(self.path)) from outcome
@@ -246,6 +212,25 @@ class SqliteStore:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreUnavailable(f"store {self.path} is closed", path=str(self.path))
+
+    def _begin(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> _Done:
+        size = check_transaction(compares, then, otherwise)
+        self._check_open()
+        limits = self._limits
+        if self._queued >= limits.queue_max or (self._queued and self._queued_bytes + size > limits.queue_bytes_max):
+            raise StoreUnavailable(f"store {self.path}: {self._queued} writes wait for the disk: try again later")
+        write = _Write(Txn(tuple(compares), tuple(then), tuple(otherwise)), size, self._loop.create_future())
+        self._queued += 1
+        self._queued_bytes += size
+        self._coming.append(write)
+        if len(self._coming) == 1:
+            self._loop.call_soon(self._hand_over)
+        return write.done
+
+    def _hand_over(self) -> None:
+        if self._coming:
+            coming, self._coming = self._coming, []
+            self._queue.put(coming)
 
     async def _read(self, function: Callable[[apsw.Connection], T]) -> T:
         self._check_open()
@@ -295,23 +280,25 @@ class SqliteStore:
 
     def _take_jobs(self) -> Iterator[_Jobs]:
         jobs: _Jobs = []
+        group_max = self._limits.group_max
         while True:
             try:
                 # With history to free and nothing to do, free some; otherwise sleep until there is something to do.
-                job = self._queue.get(block=not jobs and not self._files.group.has_backlog)
+                handed = self._queue.get(block=not jobs and not self._files.group.has_backlog)
             except queue.Empty:
                 if not jobs:
                     self._purge()
                     continue
-            else:
-                if job is None:
-                    yield jobs
-                    return
-                jobs.append(job)
-                if len(jobs) < self._limits.group_max:
-                    continue
-            yield jobs
-            jobs = []
+                yield jobs
+                jobs = []
+                continue
+            jobs.extend(handed or ())
+            while len(jobs) >= group_max:
+                yield jobs[:group_max]
+                jobs = jobs[group_max:]
+            if handed is None:
+                yield jobs
+                return
 
     def _commit(self, writes: Sequence[_Write]) -> None:
         outcome: GroupResult | StoreUnavailable | AssertionError
@@ -343,27 +330,6 @@ class SqliteStore:
         outcome = unavailable(error, self.path)
         outcome.__cause__ = error
         return outcome
-
-
-def _open_files(path: Path, limits: Limits) -> _Files:
-    with contextlib.ExitStack() as undo:
-        lock = FileLock(path.with_name(path.name + ".lock"))
-        undo.callback(lock.release)
-        database = open_database(path)
-        undo.callback(database.close)
-        reader = open_reader(path)
-        undo.callback(reader.close)
-        try:
-            group = GroupCommit(
-                database,
-                history_revisions=limits.history_revisions,
-                history_bytes=limits.history_bytes,
-                recent_bytes=limits.recent_bytes,
-            )
-        except DISK_ERRORS as error:
-            raise unavailable(error, path) from error
-        undo.pop_all()
-        return _Files(lock, database, reader, group)
 
 
 def _settle(done: asyncio.Future[T], outcome: T | AssertionError) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from moorage.errors import StoreUnavailable
 from moorage.model.ids import Revision
 
 TXN_OPS_MAX = 128
@@ -82,6 +83,11 @@ class TxnResult(msgspec.Struct, frozen=True):
     revision: Revision
 
 
+# A transaction that does nothing where a compare fails; and what each of several came to.
+Simple = tuple[Sequence[Compare], Sequence[Op]]
+Results = list[TxnResult | StoreUnavailable]
+
+
 class Listing(msgspec.Struct, frozen=True):
     """Entries under a prefix in byte order of their keys, and the store's revision at that moment."""
 
@@ -129,6 +135,13 @@ class Store(Protocol):
         """Run ``then`` if every compare holds, else ``otherwise``; atomic and durable when it returns.
 
         At most TXN_OPS_MAX operations, each key at most once, values up to VALUE_BYTES_MAX: else ValueError.
+        """
+        ...
+
+    async def transact_each(self, transactions: Sequence[Simple]) -> Results:
+        """As so many ``transact`` in this order, each atomic by itself, without a task for each; what each came to.
+
+        Another's transaction may come between two of them.
         """
         ...
 

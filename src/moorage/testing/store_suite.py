@@ -81,6 +81,26 @@ class TransactionSuite:
             assert await store.get("t/a") is None
             assert (await find(store, "t/b")).value == b"otherwise"
 
+    async def test_each_of_several_stands_by_itself(self, open_store: OpenStore) -> None:
+        async with open_store() as store:
+            await put(store, "t/a", b"0")
+            results = await store.transact_each(
+                [
+                    ([Compare("t/a", Revision(1))], [Put("t/a", b"1"), Put("t/b", b"1")]),
+                    ([Compare("t/a", Revision(1))], [Put("t/c", b"2")]),
+                    ((), [Delete("t/absent")]),
+                    ([Compare("t/b", Revision(2))], [Delete("t/b")]),
+                ]
+            )
+            assert results == [
+                TxnResult(True, Revision(2)),
+                TxnResult(False, Revision(2)),
+                TxnResult(True, Revision(2)),
+                TxnResult(True, Revision(3)),
+            ]
+            assert [(entry.key, entry.value) for entry in (await store.list("")).entries] == [("t/a", b"1")]
+            assert await store.transact_each([]) == []
+
     async def test_nothing_to_change_is_no_revision(self, open_store: OpenStore) -> None:
         async with open_store() as store:
             await put(store, "t/a")
