@@ -14,6 +14,7 @@ from moorage.model.assignment import (
     NodeRegistered,
     NodeRegistration,
     PluginReport,
+    PluginsReported,
     Reports,
     StepAssignments,
 )
@@ -270,7 +271,9 @@ _AGENT: Operations = {
     "/v1/node/:id/register": {
         "PUT": _internal("an agent says that its node is there", body=NodeRegistration, answer=NodeRegistered)
     },
-    "/v1/node/:id/plugins": {"PUT": _internal("an agent reports its drivers", body=PluginReport)},
+    "/v1/node/:id/plugins": {
+        "PUT": _internal("an agent reports its drivers", body=PluginReport, answer=PluginsReported)
+    },
     "/v1/node/:id/steps": {"GET": _internal("the controller calls that are due for this node", answer=StepAssignments)},
     "/v1/node/:id/claims": {"GET": _internal("the claims on this node", answer=ClaimAssignments)},
     "/v1/node/:id/reports": {"PUT": _internal("an agent reports what came of its work", body=Reports)},

@@ -177,6 +177,8 @@ class _Run:
             await group.start(self._service.run)
             await group.start(self._run_agent)
             await self._until(self._is_healthy)
+            # The agent begins calls from when it has heard that its report of the driver was taken.
+            await anyio.sleep(1.0)
             await put_volumes(self._repo, [*self._good, *self._hung], PLUGIN, batch=BATCH)
             # Those that hang come first, so that they have slots of the first hour.
             is_early = self._load.step in ("attach", "stage", "publish")
