@@ -59,10 +59,15 @@ def test_arguments_of_processes_are_searched() -> None:
     assert canaries.search_processes([os.getpid()])
 
 
+def _read_environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_environments_of_processes_are_searched() -> None:
     canaries = Canaries()
     with subprocess.Popen(["sleep", "60"], env={"X": f"a{canaries.make_plain('variable')}b"}) as process:
-        while Path(f"/proc/{process.pid}/comm").read_bytes() != b"sleep\n":
+        # The name comes first, and the environment a moment later.
+        while Path(f"/proc/{process.pid}/comm").read_bytes() != b"sleep\n" or not _read_environment(process.pid):
             pass
         found = canaries.search_environments([process.pid])
         process.kill()
