@@ -7,7 +7,7 @@ them over: nothing is lost, nothing is there twice, and storage is what the reco
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -81,6 +81,12 @@ def find_calls(cluster: Cluster, host: Host) -> list[tuple[str, str]]:
     lines = list(read_log(cluster.log(host)))
     ends = {line.id: line.status for line in lines if isinstance(line, Ended)}
     return [(one.method, ends.get(one.id, "")) for one in lines if isinstance(one, Started) and one.method in METHODS]
+
+
+def watch_calls(cluster: Cluster) -> Callable[[Host], list[tuple[str, str]]]:
+    """What finds the calls on a host as ``find_calls`` does, of those from now on."""
+    before = {host.name: len(find_calls(cluster, host)) for host in cluster.hosts}
+    return lambda host: find_calls(cluster, host)[before[host.name] :]
 
 
 def read_backend(cluster: Cluster) -> dict[str, list[str]]:
@@ -174,11 +180,7 @@ def test_a_new_server_leaves_a_volume_to_the_controller_that_is_at_it(cluster: C
     restart_driver(cluster, second, "--delay", f"CreateVolume={SLOW_S}")
     first.jobs["driver"].kill()
     wait_until(lambda: cluster.healthy_nodes() == 1, "the end of the driver is noticed")
-    before = {host.name: len(find_calls(cluster, host)) for host in cluster.hosts}
-
-    def find_new(host: Host) -> list[tuple[str, str]]:
-        return find_calls(cluster, host)[before[host.name] :]
-
+    find_new = watch_calls(cluster)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/{name}/create", describe_volume(name))
         wait_until(lambda: find_new(second) == [("CreateVolume", "")], "the create is under way")
@@ -200,11 +202,7 @@ def test_the_call_of_a_driver_that_hangs_is_left_where_it_is_and_its_other_volum
     first, second = cluster.hosts
     name, other = name_for(cluster, first, "held"), name_for(cluster, first, "moved")
     restart_driver(cluster, first, "--delay", "CreateVolume=1")
-    before = {host.name: len(find_calls(cluster, host)) for host in cluster.hosts}
-
-    def find_new(host: Host) -> list[tuple[str, str]]:
-        return find_calls(cluster, host)[before[host.name] :]
-
+    find_new = watch_calls(cluster)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(cluster.lan.ask, "PUT", f"/v1/volume/csi/{name}/create", describe_volume(name))
         wait_until(lambda: find_new(first) == [("CreateVolume", "")], "the create is under way")

@@ -106,7 +106,8 @@ async def test_the_call_is_made_as_the_page_wants_it() -> None:
     assert (await client.register_node(NODE)).lease_s == 3.0
     assert (await client.wait_steps(NODE.id, 4, 1.5)).index == 9
     assert (await client.wait_claims(NODE.id, 4, 60)).index == 8
-    assert await client.report_plugins(NODE.id, {}, calling=("v",), after=5) == PluginsReported(count=7, is_taken=False)
+    report = PluginReport(instances={}, calling=("v",), after=5)
+    assert await client.report_plugins(NODE.id, report) == PluginsReported(count=7, is_taken=False)
     await client.report(NODE.id, [])
     assert [(m, p, q) for m, p, q, _ in seen] == [
         ("PUT", "/v1/node/n%2F1/register", {}),

@@ -14,7 +14,7 @@ import pytest
 from moorage.client.api import AgentPages, Client
 from moorage.client.transport import CallTransport, HttpTransport
 from moorage.errors import Conflict, Forbidden, MoorageError, NotFound, StoreUnavailable, Unavailable
-from moorage.model.assignment import StepReport
+from moorage.model.assignment import PluginReport, StepReport
 from moorage.model.ids import NodeId, OperationId, PluginId, Revision
 from moorage.model.node import Node
 from moorage.model.operation import Operation
@@ -71,7 +71,7 @@ async def start(pages: AgentPages) -> None:
     """Join, register, tell the driver."""
     await pages.join(NODE.id, NODE.name)
     await pages.register_node(NODE)
-    await pages.report_plugins(NODE.id, {PLUGIN: INSTANCE})
+    await pages.report_plugins(NODE.id, PluginReport(instances={PLUGIN: INSTANCE}))
 
 
 async def put_operation(server: Running, number: int) -> str:
@@ -100,7 +100,7 @@ async def test_who_has_not_joined_is_told_nothing(tmp_path: Path, connect: Conne
             pages.wait_steps(NODE.id, 0, 1.0),
             pages.wait_claims(NODE.id, 0, 1.0),
             pages.report(NODE.id, []),
-            pages.report_plugins(NODE.id, {}),
+            pages.report_plugins(NODE.id, PluginReport(instances={})),
             pages.register_node(NODE),
         ):
             error = await caught(asking)

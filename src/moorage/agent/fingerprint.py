@@ -24,6 +24,7 @@ from moorage.agent.ports import AgentSettings, Chance, Clock, Driver, DriverSpec
 from moorage.agent.steps import Steps
 from moorage.client.api import AgentPages, retry_delay_s
 from moorage.errors import MoorageError, NotFound, Rejected, Unavailable
+from moorage.model.assignment import PluginReport
 from moorage.model.ids import NodeId, PluginId
 from moorage.model.plugin import Instance, NodeInfo
 
@@ -188,10 +189,9 @@ class Fingerprints:
         while True:
             changed, epoch = self._changed, link.epoch
             telling = steps.begin_telling(p for p, instance in self._instances.items() if instance.healthy)
+            report = PluginReport(instances=dict(self._instances), calling=steps.list_calling(), after=telling.after)
             try:
-                answer = await client.report_plugins(
-                    self._node_id, dict(self._instances), calling=steps.list_calling(), after=telling.after
-                )
+                answer = await client.report_plugins(self._node_id, report)
             except (Unavailable, Rejected) as e:
                 failures += 1
                 if isinstance(e, NotFound) or failures == 1:

@@ -12,7 +12,7 @@ Units: seconds of the clock that counts the lease. Never: calls a driver (``work
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import anyio
@@ -121,7 +121,7 @@ class Steps:
         self._count = 0
         self._wait_s = settings.wait_s
         self._news = StandingNews(whole_s=settings.whole_list_s, random=random)
-        self._drop_listed: Callable[[Iterable[PluginId] | None], None] = lambda plugin_ids: None
+        self._drop_listed: Callable[[Collection[PluginId] | None], None] = lambda plugin_ids: None
         self._asking: anyio.CancelScope | None = None
         self._is_dropped = False
 
@@ -134,7 +134,7 @@ class Steps:
         self.epoch = epoch
         return True
 
-    def drop(self, plugin_ids: Iterable[PluginId] | None = None) -> None:
+    def drop(self, plugin_ids: Collection[PluginId] | None = None) -> None:
         """Begin nothing of what is listed, or is listed for these drivers, and ask for all of it anew; an answer that
         is under way is not taken."""
         self._is_dropped = True

@@ -8,7 +8,7 @@ Never: retries (the server decides when a step is due again); adds a pause betwe
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -120,7 +120,7 @@ class StepWorkers:
         if self._left:
             log.warning("steps.too_many", listed=len(self._listed), in_hand=len(self._in_hand))
 
-    def drop_listed(self, plugin_ids: Iterable[PluginId] | None = None) -> None:
+    def drop_listed(self, plugin_ids: Collection[PluginId] | None = None) -> None:
         """Begin nothing of what was listed so far, for these drivers or for all; calls that go on do so."""
         if plugin_ids is None:
             self._listed = {}

@@ -6,7 +6,7 @@ Never: retries of a single call; the caller knows whether repeating is harmless.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
@@ -27,9 +27,8 @@ from moorage.model.assignment import (
     Reports,
     StepAssignments,
 )
-from moorage.model.ids import NodeId, PluginId
+from moorage.model.ids import NodeId
 from moorage.model.node import Node
-from moorage.model.plugin import Instance
 from moorage.waking import now_s
 
 CALL_TIMEOUT_S = 30.0
@@ -75,14 +74,7 @@ class AgentPages(Protocol):
         """Make the node known, or renew its lease."""
         ...
 
-    async def report_plugins(
-        self,
-        node_id: NodeId,
-        instances: Mapping[PluginId, Instance],
-        *,
-        calling: tuple[str, ...] = (),
-        after: int | None = None,
-    ) -> PluginsReported:
+    async def report_plugins(self, node_id: NodeId, report: PluginReport) -> PluginsReported:
         """Tell all driver instances of the node, and what it is calling."""
         ...
 
@@ -121,17 +113,9 @@ class Client:
         answer = await self._call("PUT", _page(node.id, "register"), body=body, timeout_s=timeout_s)
         return _decode(answer, NodeRegistered)
 
-    async def report_plugins(
-        self,
-        node_id: NodeId,
-        instances: Mapping[PluginId, Instance],
-        *,
-        calling: tuple[str, ...] = (),
-        after: int | None = None,
-    ) -> PluginsReported:
-        """Tell all driver instances of the node; one that is left out is gone. ``calling``, ``after``: PluginReport."""
-        body = _encode(PluginReport(instances=dict(instances), calling=calling, after=after))
-        answer = await self._call("PUT", _page(node_id, "plugins"), body=body)
+    async def report_plugins(self, node_id: NodeId, report: PluginReport) -> PluginsReported:
+        """Tell all driver instances of the node, and what it is calling; an instance that is left out is gone."""
+        answer = await self._call("PUT", _page(node_id, "plugins"), body=_encode(report))
         # A server of an earlier version says nothing, and takes what comes.
         return _decode(answer, PluginsReported) if answer.body else PluginsReported()
 

@@ -74,10 +74,6 @@ class Callers:
         busy = self._busy.get(serial)
         return None if busy in facts.controllers else busy
 
-    def has_heard(self, node_id: NodeId) -> bool:
-        """Whether the node has told already."""
-        return node_id in self._heard
-
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """A node tells this run for the first time the serial keys that it is at a call of. Whether it is so."""
         if node_id in self._heard:
@@ -89,27 +85,25 @@ class Callers:
 
     def tell(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """A node tells with its drivers' health which serial keys it is at a call of. Whether one of before is not."""
-        before = self._busy_with.get(node_id, frozenset())
         self._told.add(node_id)
-        self._note_busy(node_id, calling)
-        return not before <= self._busy_with.get(node_id, frozenset())
+        return self._note_busy(node_id, calling)
 
     def release(self, node_id: NodeId) -> bool:
         """The node is lost: what it is at goes on anywhere. Whether it was busy."""
-        is_busy = node_id in self._busy_with
-        self._note_busy(node_id, ())
-        return is_busy
+        return self._note_busy(node_id, ())
 
-    def _note_busy(self, node_id: NodeId, calling: Iterable[str]) -> None:
+    def _note_busy(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         # What this run has given to another one since counts: then the node that tells was out of its sight until now.
         own = frozenset(serial for serial in calling if serial and self._last.get(serial, node_id) == node_id)
-        for serial in self._busy_with.pop(node_id, frozenset()) - own:
+        left = self._busy_with.pop(node_id, frozenset()) - own
+        for serial in left:
             del self._busy[serial]
         for serial in own:
             self._busy[serial] = node_id
             self._keep(serial, node_id)
         if own:
             self._busy_with[node_id] = own
+        return bool(left)
 
     def _keep(self, serial: str, node_id: NodeId) -> None:
         self._last[serial] = node_id

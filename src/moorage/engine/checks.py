@@ -21,6 +21,7 @@ from moorage.model.steps import Failed, Outcome, ValidateVolume
 from moorage.model.volume import Volume
 from moorage.rules.allocations import is_terminal
 from moorage.rules.explanations import explain
+from moorage.rules.operations import make_serial_key
 from moorage.rules.plugins import Health, find_controller_info, is_controller_required, measure_health
 from moorage.rules.registration import check_volume, merge
 from moorage.rules.volumes import is_given_up
@@ -176,7 +177,7 @@ class Checks:
             raise refusals[min(refusals)]
 
     async def _validate(self, plugin_id: PluginId, step: ValidateVolume) -> str | None:
-        serial = f"volume/{plugin_id}/{step.external_id}"
+        serial = make_serial_key(plugin_id, step.external_id)
         # A question may hold secrets: of what is kept to compare it with others, only a hash is.
         question = hashlib.blake2b(msgspec.json.encode(step)).digest()
         run = partial(self._operations.run, plugin_id, step, serial_key=serial)

@@ -25,6 +25,7 @@ from moorage.model.steps import (
 from moorage.model.volume import Secrets
 from moorage.rules.driver_pages import cut_page, parse_place
 from moorage.rules.explanations import explain
+from moorage.rules.operations import make_serial_key
 from moorage.rules.plugins import find_controller_info
 from moorage.rules.registration import join_errors
 
@@ -132,7 +133,7 @@ class Listings:
             parameters=request.parameters,
             secrets=volume.secrets.overlaid(request.secrets),
         )
-        return request, plugin.id, step, f"volume/{plugin.id}/{volume.external_id}"
+        return request, plugin.id, step, make_serial_key(plugin.id, volume.external_id)
 
     async def delete_snapshot(self, plugin_id: str, snapshot_id: str, *, secrets: Secrets) -> None:
         """Delete a snapshot at its driver; one that is gone is success. Raises Rejected, DeadlineExceeded."""

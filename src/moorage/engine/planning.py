@@ -25,6 +25,7 @@ from moorage.model.volume import Progress, Volume
 from moorage.rules import allocations as allocation_rules
 from moorage.rules import claims as claim_rules
 from moorage.rules import volumes as volume_rules
+from moorage.rules.operations import make_serial_key
 from moorage.state import keys
 from moorage.state.view import Record, View
 
@@ -248,8 +249,6 @@ class Planner:
 
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> bool:
         """A node tells what it is calling; whether steps that had to wait for that may be handed out now."""
-        if self.callers.has_heard(node_id):
-            return False  # as with every renewal of a lease but the first
         return self.callers.hear(node_id, calling) and self._has_opened(node_id)
 
     def tell(self, node_id: NodeId, calling: Iterable[str]) -> bool:
@@ -312,4 +311,4 @@ def make_serial(record: Volume | Claim) -> str:
     """The serial key of a record's steps: its disk. A volume that is not ready has no external ID yet; its name is what
     the driver may not see twice."""
     name = f"name:{record.name}" if isinstance(record, Volume) else ""
-    return f"volume/{record.plugin_id}/{record.external_id or name}"
+    return make_serial_key(record.plugin_id, record.external_id or name)

@@ -149,8 +149,7 @@ class Reconciler:
     def hear(self, node_id: NodeId, calling: Iterable[str]) -> None:
         """A node tells of which serial keys it is at a call, having dropped what an earlier run handed to it."""
         if self.planner.hear(node_id, calling):
-            for unfinished in list(self._unfinished):
-                self._decide(unfinished)
+            self._decide_waiting()
 
     def tell(self, node_id: NodeId, calling: Iterable[str]) -> None:
         """A node tells with its drivers' health of which serial keys it is at a call."""

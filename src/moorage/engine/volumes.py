@@ -89,20 +89,16 @@ class Registrations:
 
     async def _write(self, stored: Sequence[tuple[Volume, Record[Volume] | None]]) -> int:
         """Put volumes on record, each with its record before. Returns the last revision."""
-        if len(stored) > TXN_OPS_MAX:
-            *first, last = (stored[start : start + TXN_OPS_MAX] for start in range(0, len(stored), TXN_OPS_MAX))
-            for part in first:
-                await self._write(part)
-            return await self._write(last)
-        write = Write()
-        for volume, old in stored:
-            key = keys.volume_key(volume.namespace, volume.id)
-            self._checks.expect_namespace(write, volume)
-            # The version before: a record that is new has none, one that is to be removed may be written over.
-            write.put(key, volume, revision=old.modified if old else self._checks.revision_of(key))
-        self._serialize_with_deletions(write, [volume for volume, old in stored if old is None])
-        if not write.is_too_long:
-            return await self._repo.commit(write)
+        if len(stored) <= TXN_OPS_MAX:
+            write = Write()
+            for volume, old in stored:
+                key = keys.volume_key(volume.namespace, volume.id)
+                self._checks.expect_namespace(write, volume)
+                # The version before: a record that is new has none, one that is to be removed may be written over.
+                write.put(key, volume, revision=old.modified if old else self._checks.revision_of(key))
+            self._serialize_with_deletions(write, [volume for volume, old in stored if old is None])
+            if not write.is_too_long:
+                return await self._repo.commit(write)
         # One volume alone is never too much. What the first half changes of the second is found when that is committed,
         # and then all is decided again: by then the first half is on record as it was sent.
         middle = len(stored) // 2

@@ -12,6 +12,11 @@ from moorage.rules.backoff import after_fault, find_lasting, take_for_refusal
 replace = msgspec.structs.replace
 
 
+def make_serial_key(plugin_id: str, external_id: str) -> str:
+    """The serial key of all steps about one disk (``StepAssignment.serial_key``)."""
+    return f"volume/{plugin_id}/{external_id}"
+
+
 def is_question(step: ControllerStep) -> bool:
     """Whether the call changes nothing: it may be made any number of times, and dropped when nobody waits for it."""
     return isinstance(step, (ListVolumes, ListSnapshots, GetCapacity, ValidateVolume))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -13,10 +13,16 @@ import anyio.lowlevel
 from moorage.client.api import WAIT_SLACK, Client
 from moorage.engine.service import Service
 from moorage.errors import Unavailable
-from moorage.model.assignment import ClaimAssignments, NodeRegistered, PluginsReported, Report, StepAssignments
-from moorage.model.ids import NodeId, PluginId
+from moorage.model.assignment import (
+    ClaimAssignments,
+    NodeRegistered,
+    PluginReport,
+    PluginsReported,
+    Report,
+    StepAssignments,
+)
+from moorage.model.ids import NodeId
 from moorage.model.node import Node
-from moorage.model.plugin import Instance
 
 if TYPE_CHECKING:
     from moorage.testing.sim_hosts import Host
@@ -105,20 +111,13 @@ class SimClient(Client):
 
         return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
 
-    async def report_plugins(
-        self,
-        node_id: NodeId,
-        instances: Mapping[PluginId, Instance],
-        *,
-        calling: tuple[str, ...] = (),
-        after: int | None = None,
-    ) -> PluginsReported:
+    async def report_plugins(self, node_id: NodeId, report: PluginReport) -> PluginsReported:
         """See ``Client``."""
-        told = dict(instances)
+        told, calling = report.instances, report.calling
 
         async def act(service: Service) -> PluginsReported:
-            last = service.nodes.find_report_count(node_id) if self._host.lie == "overtaken" else after
-            return await service.nodes.report_plugins(node_id, told, calling=calling, after=last)
+            after = service.nodes.find_report_count(node_id) if self._host.lie == "overtaken" else report.after
+            return await service.nodes.report_plugins(node_id, told, calling=calling, after=after)
 
         return await self._network.ask(self._host, act, timeout_s=CALL_TIMEOUT_S, is_write=True)
 

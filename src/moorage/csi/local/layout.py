@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from moorage.csi.local.checks import check_ownership
 from moorage.csi.local.records import SnapshotRecord, VolumeRecord
-from moorage.syncing import sync_directory
+from moorage.syncing import sync_directory, sync_path
 
 Record = VolumeRecord | SnapshotRecord
 
@@ -98,13 +98,5 @@ class Layout:
         place = self.place_of(record)
         # A directory whose mode keeps this process out got it before its entry in the place was made.
         with suppress(PermissionError):
-            _sync(os.path.join(place, "data"))
+            sync_path(os.path.join(place, "data"))
         sync_directory(place)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
