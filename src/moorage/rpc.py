@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import anyio.lowlevel
-import grpc
-import grpc.aio
 import msgspec
 from google.protobuf.message import DecodeError, Message
 
 from moorage.errors import DriverFault
+from moorage.lean_grpc import grpc
 
 RECONNECT_MAX_MS = 1_000
 RECEIVE_MAX_BYTES = 64 * 1024 * 1024

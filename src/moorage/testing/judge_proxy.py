@@ -21,11 +21,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from moorage.csi.calls import RPCS
+from moorage.lean_grpc import grpc
 from moorage.rpc import RECEIVE_MAX_BYTES, UNIX_PATH_MAX_BYTES, UNREADABLE, Channel, Rpc, unix_channel
 from moorage.testing.judge_records import GIVEN_UP, Ended, LogFile, Opened, Redactor, Scope, Started, hash_request
 from moorage.testing.judge_users import find_users

@@ -21,8 +21,6 @@ from typing import Any
 import anyio
 import anyio.abc
 import anyio.to_thread
-import grpc
-import grpc.aio
 import structlog
 
 from moorage.csi import calls, mounting
@@ -36,6 +34,7 @@ from moorage.csi.local.snapshots import Snapshots
 from moorage.csi.local.storage import Storage
 from moorage.csi.local.volumes import Volumes
 from moorage.errors import BadRequest, Rejected, Unavailable
+from moorage.lean_grpc import grpc
 
 log = structlog.get_logger("moorage.csi.local")
 
