@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import load
 from client import drive, request
+from work import a_volume
 
 HERE = Path(__file__).parent
 RATE_PER_S = 100
@@ -183,10 +184,9 @@ def measure_attach(seconds: float) -> str:
             assert driver.stdout is not None
             assert driver.stdout.readline().startswith("ready")
             with serving(place, "--plugin", f"noop=unix://{socket}") as server:
-                load.PLUGIN = "noop"
                 wait_healthy(server)
                 for number in range(count):
-                    volume = load.a_volume(f"a-{number:05d}", f"ext-{number:05d}")
+                    volume = a_volume(f"a-{number:05d}", f"ext-{number:05d}", plugin="noop")
                     server.call("PUT", f"/v1/volume/csi/a-{number:05d}", {"Volumes": [volume]})
                 times_s, per_s, start_ms, stop_ms = asyncio.run(run_attach(server, count))
             driver.terminate()

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
+
+CALL_S = 300.0
+
+
+class Refused(Exception):
+    """A server answered something else than it was to, or did not answer."""
+
+
+def call(host: str, port: int, what: tuple[str, str], body: object = None) -> tuple[dict[str, str], bytes]:
+    """One request (``what``: its method and target) on a connection of its own that must succeed: the headers and the
+    body. Raises Refused."""
+    method, target = what
+    connection = http.client.HTTPConnection(host, port, timeout=CALL_S)
+    try:
+        connection.request(method, target, None if body is None else json.dumps(body).encode())
+        answer = connection.getresponse()
+        data = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Refused(f"{host}:{port} gave no answer to {method} {target}: {error}") from error
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise Refused(tell_refusal(f"{host}:{port}", what, answer.status, data))
+    return {k.lower(): v for k, v in answer.getheaders()}, data
+
+
+def tell_refusal(site: str, what: tuple[str, str], status: int, body: bytes) -> str:
+    """An answer that is an error, for people."""
+    return f"{site} answered {status} to {' '.join(what)}: {body[:300].decode('utf-8', 'replace').strip()}"
+
+
+def choose_source(number: int, connections: int) -> tuple[str, int] | None:
+    """The address that this one of so many connections comes from: at most 1,000 come from one."""
+    return (f"127.0.0.{2 + number // 1000}", 0) if connections > 1000 else None
 
 
 @dataclass
@@ -41,6 +77,8 @@ class Asker(asyncio.Protocol):
         self._make, self._got, self._done = make, got, done
         self._head = bytearray()
         self._left = -1
+        # Of a body in chunks: bytes until the next chunk's size, with which _head begins then; is it the last.
+        self._skip, self._is_last = -1, False
         self._is_over = False
         self._sent_s = 0.0
         self._transport: asyncio.Transport | None = None
@@ -78,6 +116,9 @@ class Asker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """A part of an answer."""
+        if self._skip >= 0:
+            self._take_chunks(data)
+            return
         if self._left < 0:
             self._head += data
             end = self._head.find(b"\r\n\r\n")
@@ -85,6 +126,11 @@ class Asker(asyncio.Protocol):
                 return
             head = bytes(self._head[:end]).lower()
             self._got.bad += not head.startswith(b"http/1.1 200")
+            if b"transfer-encoding: chunked" in head:
+                del self._head[: end + 4]
+                self._skip, self._is_last = 0, False
+                self._take_chunks(b"")
+                return
             length = head[head.index(b"content-length: ") + 16 :].partition(b"\r\n")[0]
             self._left = int(length)
             data = bytes(self._head[end + 4 :])
@@ -93,9 +139,33 @@ class Asker(asyncio.Protocol):
         self._got.bytes += len(data)
         if self._left <= 0:
             self._left = -1
-            self._got.count += 1
-            self._got.times_s.append(time.perf_counter() - self._sent_s)
-            self._ask()
+            self._end_answer()
+
+    def _take_chunks(self, data: bytes) -> None:
+        """A part of a body in chunks."""
+        held = self._head
+        held += data
+        while held:
+            taken = min(self._skip, len(held))
+            del held[:taken]
+            self._skip -= taken
+            end = held.find(b"\r\n")
+            if self._skip or (end < 0 and not self._is_last):
+                return
+            if self._is_last:
+                self._skip = -1
+                self._end_answer()
+                return
+            size = int(held[:end], 16)
+            self._got.bytes += size
+            del held[: end + 2]
+            # With the line's end behind it.
+            self._skip, self._is_last = size + 2, not size
+
+    def _end_answer(self) -> None:
+        self._got.count += 1
+        self._got.times_s.append(time.perf_counter() - self._sent_s)
+        self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server closed it, or we did."""
@@ -132,7 +202,7 @@ async def drive(
     began_s = time.perf_counter()
     askers: list[Asker] = []
     for number in range(connections):
-        own = (f"127.0.0.{2 + number // 1000}", 0) if connections > 1000 else None
+        own = choose_source(number, connections)
         _, asker = await loop.create_connection(
             lambda: Asker(next_request, got, done, is_staying=is_closing_last), host, port, local_addr=own
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import os
 import platform
@@ -23,41 +22,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from client import Got, drive, request
+from client import Got, call, drive, request
+from work import BATCH, GOALS, PAGE, READ_ONE, Read, a_member, a_volume, is_met, list_reads, resident_mb
 
 HERE = Path(__file__).parent
-PLUGIN = "local"
 # A process's clock by the scheduler, in clock_getcpuclockid(3).
 _CPU_SCHEDULED = 2
-CAPABILITY = [{"AccessMode": "single-node-writer", "AttachmentMode": "file-system"}]
-# What the issue asks for, as ratios to the peer; below 1: of its milliseconds or megabytes.
-GOALS = {
-    "register_batched": 6.0,
-    "read": 1.5,
-    "list_all": 12.0,
-    "list_all_gzip": 100.0,
-    "list_page50": 2.5,
-    "list_page50_deep": 15.0,
-    "list_filter": 2.5,
-    "list_filter_page": 10.0,
-    "list_prefix": 1.5,
-    "register_c1": 3.0,
-    "register_c16": 5.0,
-    "register_c64": 5.0,
-    "create_c1": 1.5,
-    "create_c16": 3.0,
-    "fanout_read": 0.5,
-    "fanout_page50": 0.5,
-    "memory": 0.4,
-}
 
 
 class Server:
@@ -90,21 +69,11 @@ class Server:
 
     def memory_mb(self, *, is_all: bool = False) -> int:
         """Resident memory of the server's process, which is its agent's too; with its children's (the driver's)."""
-        total = 0
-        for pid in (self.process.pid, *(_children(self.process.pid) if is_all else ())):
-            found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-            total += int(found[1]) if found else 0
-        return total // 1024
+        return int(resident_mb(self.process.pid, *(_children(self.process.pid) if is_all else ())))
 
     def call(self, method: str, path: str, body: object = None) -> tuple[dict[str, str], bytes]:
         """One request that must succeed."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request(method, path, None if body is None else json.dumps(body).encode())
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        assert answer.status == 200, (method, path, answer.status, data[:300])
-        return {k.lower(): v for k, v in answer.getheaders()}, data
+        return call("127.0.0.1", self.port, (method, path), body)
 
 
 def cpu_of(pid: int) -> float:
@@ -131,18 +100,8 @@ def running() -> Iterator[Server]:
             server.process.wait(30)
 
 
-def a_volume(volume_id: str, external_id: str = "", **members: object) -> dict[str, object]:
-    """A volume's body."""
-    found: dict[str, object] = {
-        "ID": volume_id,
-        "Name": volume_id,
-        "Namespace": "default",
-        "PluginID": PLUGIN,
-        "RequestedCapacityMin": 1 << 20,
-        "RequestedCapacityMax": 4 << 20,
-        "RequestedCapabilities": CAPABILITY,
-    }
-    return found | ({"ExternalID": external_id} if external_id else {}) | members
+def _fill(read: Read, chance: random.Random) -> str:
+    return read.fill(chance.randint(*read.draw)) if read.draw else read.target
 
 
 class Bench:
@@ -158,18 +117,14 @@ class Bench:
     def load(self) -> None:
         """Register the volumes in batches of 100."""
         cpu_s, began_s = self.server.cpu_s(), time.perf_counter()
-        for low in range(0, self.volumes, 100):
-            batch = [self._member(n) for n in range(low, min(low + 100, self.volumes))]
+        for low in range(0, self.volumes, BATCH):
+            batch = [a_member(n, self.external_id) for n in range(low, min(low + BATCH, self.volumes))]
             self.server.call("PUT", "/v1/volumes", {"Volumes": batch})
         took_s = time.perf_counter() - began_s
         cpu_us = (self.server.cpu_s() - cpu_s) / self.volumes * 1e6
         self.figures["register_batched"] = {"per_s": round(self.volumes / took_s), "cpu_us": round(cpu_us, 1)}
         self.figures["memory"] = {"mb": self.server.memory_mb(), "with_driver_mb": self.server.memory_mb(is_all=True)}
         print(f"loaded: {self.figures}", file=sys.stderr, flush=True)
-
-    def _member(self, number: int) -> dict[str, object]:
-        zone, tier = {"zone": f"z{number % 5}"}, {"tier": "fast" if number % 2 else "slow"}
-        return a_volume(f"vol-{number:06d}", self.external_id, Context=zone, Parameters=tier)
 
     def _note(self, name: str, got: Got, cpu_s: float) -> None:
         self.figures[name] = {
@@ -204,40 +159,20 @@ class Bench:
 
     def reads(self) -> None:
         """Reads and lists."""
-        chance, top = random.Random(1), max(1000, min(9999, self.volumes - 1))
-        volumes, pattern = self.volumes, quote('ID matches "NNN$" and PluginID == "local"')
-        page = quote('Name == "vol-00NNN" and Capacity != 5')
-        token = quote(f"default.vol-{volumes // 2:06d}")
-        cases: list[tuple[str, Callable[[], str], int, bool]] = [
-            ("read", lambda: "/v1/volume/csi/vol-000042", 32, False),
-            ("read_varied", lambda: f"/v1/volume/csi/vol-{chance.randrange(volumes):06d}", 32, False),
-            ("list_all", lambda: "/v1/volumes?type=csi", 2, False),
-            ("list_all_gzip", lambda: "/v1/volumes?type=csi", 4, True),
-            ("list_page50", lambda: "/v1/volumes?type=csi&per_page=50", 32, False),
-            ("list_page50_deep", lambda: f"/v1/volumes?type=csi&per_page=50&next_token={token}", 32, False),
-            (
-                "list_filter",
-                lambda: f"/v1/volumes?type=csi&filter={pattern.replace('NNN', str(chance.randint(100, 999)))}",
-                2,
-                False,
-            ),
-            (
-                "list_filter_page",
-                lambda: (
-                    f"/v1/volumes?type=csi&per_page=10&filter={page.replace('NNN', str(chance.randint(1000, top)))}"
-                ),
-                32,
-                False,
-            ),
-            ("list_prefix", lambda: "/v1/volumes?type=csi&prefix=vol-00001", 32, False),
-        ]
-        for name, target, connections, is_gzip in cases:
-            self._drive(
-                name,
-                lambda target=target, is_gzip=is_gzip: request("GET", target(), is_gzip=is_gzip),  # type: ignore[misc]
-                connections,
-                seconds=self.seconds,
-            )
+        chance = random.Random(1)
+        for read in list_reads(self.volumes):
+            self._read(read, partial(_fill, read, chance))
+            if read.name == "read":
+                self._read(
+                    replace(read, name="read_varied"),
+                    lambda: f"/v1/volume/csi/vol-{chance.randrange(self.volumes):06d}",
+                )
+
+    def _read(self, read: Read, find_target: Callable[[], str]) -> None:
+        def make() -> bytes:
+            return request("GET", find_target(), is_gzip=read.is_gzip)
+
+        self._drive(read.name, make, read.connections, seconds=self.seconds)
 
     def writes(self, name: str, *, connections: int, count: int, is_create: bool) -> None:
         """Register or create new volumes, one a request."""
@@ -283,9 +218,9 @@ class Bench:
         waiting_mb, cpu_s = self.server.memory_mb(), self.server.cpu_s()
         began_s = time.perf_counter()
         self._serial += 1
-        changed = self._member(42) | {"MountOptions": {"FSType": f"ext{self._serial}"}}
+        changed = a_member(42, self.external_id, MountOptions={"FSType": f"ext{self._serial}"})
         body = json.dumps({"Volumes": [changed]}).encode()
-        one_put = iter([request("PUT", "/v1/volume/csi/vol-000042", body)])
+        one_put = iter([request("PUT", READ_ONE, body)])
         await drive("127.0.0.1", self.server.port, lambda: next(one_put, None), connections=1)
         written_s = time.perf_counter()
         await task
@@ -325,8 +260,7 @@ def print_table(figures: dict[str, dict[str, float]], peer: dict[str, Any]) -> N
         unit = "/s" if "per_s" in found else "ms" if "last_ms" in found else "MB"
         other, goal = find_peer(peer, name), GOALS.get(name)
         ratio = value / other if other else None
-        is_less = unit != "/s"
-        met = "" if ratio is None or goal is None else " ok" if (ratio <= goal) is is_less or ratio == goal else " NO"
+        met = "" if ratio is None or goal is None else " ok" if is_met(ratio, goal, unit) else " NO"
         print(
             f"{name:18} {value:>10,.0f}{unit:2} {found.get('p99_ms', ''):>8} {found.get('cpu_us', ''):>9}"
             f" {other if other is not None else '':>10} {f'{ratio:.2f}' if ratio else '':>7}"
@@ -356,8 +290,8 @@ def main() -> None:
             bench.writes(f"register_c{clients}", connections=clients, count=args.writes, is_create=False)
         for clients in (1, 16):
             bench.writes(f"create_c{clients}", connections=clients, count=args.creates, is_create=True)
-        bench.fanout("fanout_read", "/v1/volume/csi/vol-000042", args.waiters)
-        bench.fanout("fanout_page50", "/v1/volumes?type=csi&per_page=50", args.waiters)
+        bench.fanout("fanout_read", READ_ONE, args.waiters)
+        bench.fanout("fanout_page50", PAGE, args.waiters)
     machine = {
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
