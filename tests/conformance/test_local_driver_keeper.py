@@ -1,4 +1,5 @@
-"""Changes of the embedded driver: alone for their key, made although nobody waits, told when the driver stops."""
+"""Changes of the embedded driver: alone for their key, made although nobody waits, told when the driver stops; and the
+thread that makes them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import anyio
 import pytest
 from local_storage_kit import handed_out, keeper_on, volume
 
+from moorage.csi.local.committing import GROUP_MAX
 from moorage.csi.local.keeper import Keeper
 from moorage.csi.local.storage import Change, Storage
 from moorage.errors import Rejected
@@ -108,3 +110,57 @@ async def test_a_volume_is_handed_out_once(tmp_path: Path) -> None:
             assert record is not None
             assert await keeper.hand_out(record) == handed_out(volume(1))
     assert storage.groups == [1, 1]
+
+
+async def test_changes_of_one_turn_are_one_write_up_to_a_bound(tmp_path: Path) -> None:
+    storage, count = SlowStorage(tmp_path), 2 * GROUP_MAX + 3
+    storage.may_write.set()
+    async with keeper_on(storage) as keeper, anyio.create_task_group() as group:
+        for number in range(count):
+            group.start_soon(keeper.change, f"name:n-{number}", lambda number=number: create(keeper, number))
+    assert storage.groups == [GROUP_MAX, GROUP_MAX, 3]
+    assert len(Storage(tmp_path).open()[0]) == count
+
+
+def check_no_thread_left() -> None:
+    """The threads that write have ended, or are about to."""
+    for thread in threading.enumerate():
+        if thread.name == "moorage commit":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+class FaultyStorage(Storage):
+    """Fails by a fault of its own."""
+
+    def commit(self, changes: list[Change]) -> list[OSError | None]:  # type: ignore[override]
+        """Fail."""
+        raise AssertionError("a fault")
+
+
+async def test_a_fault_of_the_thread_ends_the_driver_and_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BaseExceptionGroup) as found:
+        async with keeper_on(FaultyStorage(tmp_path)) as keeper:
+            await keeper.change("name:n-1", lambda: create(keeper, 1))
+    assert found.group_contains(AssertionError, match="a fault")
+    check_no_thread_left()
+
+
+async def test_a_fault_of_what_is_known_ends_the_driver_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BaseExceptionGroup) as found:
+        async with keeper_on(Storage(tmp_path)) as keeper:
+            monkeypatch.setattr(keeper, "volumes", None)
+            await keeper.commit(Change(action="create", record=volume(1)))
+    assert found.group_contains(AttributeError)
+    assert [one.id for one in Storage(tmp_path).open()[0].ordered()] == ["id-1"]
+
+
+async def test_what_comes_after_the_stop_is_refused_and_the_thread_is_gone(tmp_path: Path) -> None:
+    async with keeper_on(Storage(tmp_path)) as keeper:
+        await keeper.commit(Change(action="create", record=volume(1)))
+    with pytest.raises(Rejected, match="the driver is stopping"):
+        await keeper.commit(Change(action="create", record=volume(2)))
+    check_no_thread_left()
+    assert len(Storage(tmp_path).open()[0]) == 1

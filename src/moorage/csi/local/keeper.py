@@ -14,7 +14,6 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +24,7 @@ import anyio.to_thread
 import msgspec
 
 from moorage.csi.local.checks import refuse
+from moorage.csi.local.committing import Committer, Pending
 from moorage.csi.local.copying import copy_image, copy_tree
 from moorage.csi.local.layout import Record
 from moorage.csi.local.records import Index, SnapshotRecord, VolumeRecord
@@ -35,17 +35,8 @@ from moorage.waking import Bell
 T = TypeVar("T")
 
 PENDING_WAIT_S = 1.0
-GROUP_MAX = 256
 COPIES_MAX = 2
 OPERATIONS_MAX = 4096
-
-
-class _Pending(msgspec.Struct, gc=False):
-    """A change on its way to the disk. ``key``: what is held until it is there, "" for nothing."""
-
-    change: Change
-    done: asyncio.Future[OSError | None]
-    key: str = ""
 
 
 class Keeper:
@@ -60,8 +51,7 @@ class Keeper:
         self._serial = 0
         self._held: dict[str, Bell] = {}
         self._copied_from: Counter[str] = Counter()
-        self._waiting: list[_Pending] = []
-        self._wake_commit = Bell()
+        self._commits = Committer(storage.commit, self._end)
         self._wake_sweep = anyio.Event()
         self._stopping = threading.Event()
         # Limiters of their own: calls that hang on a sick mount must not take the threads of the rest.
@@ -76,7 +66,7 @@ class Keeper:
         try:
             async with anyio.create_task_group() as group:
                 self._group = group
-                group.start_soon(self._commit_groups)
+                group.start_soon(self._commits.run_until_cancelled)
                 group.start_soon(self._sweep)
                 self._wake_sweep.set()
                 task_status.started()
@@ -208,32 +198,11 @@ class Keeper:
 
     async def _submit(self, change: Change, key: str = "") -> None:
         """Wait until the change is on the disk and known. It is made, and ``key`` let go, whether one waits or not."""
-        pending = _Pending(change, asyncio.get_running_loop().create_future(), key)
-        self._waiting.append(pending)
-        self._wake_commit.ring()
-        error = await pending.done
+        error = await self._commits.submit(change, key)
         if error is not None:
             raise error
 
-    async def _commit_groups(self) -> None:
-        loop, group = asyncio.get_running_loop(), list[_Pending]()
-        # A thread of its own, without the steps by which anyio's are lent. One that writes is waited for at the end.
-        with ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
-            try:
-                while True:
-                    while self._waiting:
-                        group, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
-                        changes = [pending.change for pending in group]
-                        errors = await loop.run_in_executor(thread, self.storage.commit, changes)
-                        for pending, error in zip(group, errors, strict=True):
-                            self._end(pending, error)
-                    await self._wake_commit.wait()
-            finally:
-                for pending in (*group, *self._waiting):
-                    if not pending.done.done():
-                        pending.done.set_exception(refuse("UNAVAILABLE", "the driver is stopping"))
-
-    def _end(self, pending: _Pending, error: OSError | None) -> None:
+    def _end(self, pending: Pending, error: OSError | None) -> None:
         """Make a change known that is on the disk, or its failure."""
         if error is None:
             record = pending.change.record
