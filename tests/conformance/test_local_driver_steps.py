@@ -41,7 +41,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[list[str]]:
         return do
 
     with monkeypatch.context() as patched:
-        for name in ("mkdir", "rename", "chmod", "ftruncate", "rmdir", "unlink", "fsync"):
+        for name in ("mkdir", "rename", "chmod", "ftruncate", "truncate", "rmdir", "unlink", "fsync"):
             patched.setattr(os, name, count(name, getattr(os, name)))
         for name in ("write", "forget_removed"):
             patched.setattr(Ledger, name, count(name, getattr(Ledger, name)))

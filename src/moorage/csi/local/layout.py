@@ -1,11 +1,14 @@
 """Where what belongs to a record lies in the driver's directory. Everything here blocks. Raises OSError.
 
-Shapes: see ``storage``. What is made lies in temp under the record's ID; what is taken away, under ``ID.leaving``.
+Shapes: see ``storage``. What is copied lies in temp under the record's ID; what is taken away, under ``ID.leaving``. An
+    empty volume is made in its place.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 from contextlib import suppress
 
 from moorage.csi.local.checks import check_ownership
@@ -15,6 +18,7 @@ from moorage.syncing import sync_directory, sync_path
 Record = VolumeRecord | SnapshotRecord
 
 IMAGE_MODE = 0o600
+_FIRST_MODE = 0o700
 LEAVING = ".leaving"
 KINDS = ("volumes", "snapshots")
 
@@ -53,23 +57,48 @@ class Layout:
         return os.path.join(self.temp, record.id + LEAVING)
 
     def make_empty(self, volume: VolumeRecord) -> None:
-        """Make the data of an empty volume in temp."""
-        directory = self.temp_of(volume)
-        data = f"{directory}/data"
+        """Make the data of an empty volume in its place; nothing of it is left when it raises."""
+        place = self.place_of(volume)
+        os.mkdir(place, _FIRST_MODE)
+        try:
+            self._make_data(volume, f"{place}/data")
+        except OSError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def is_made(self, volume: VolumeRecord) -> bool:
+        """Whether a volume that nobody has ever had is in its place, and ``make_empty`` came to its end there."""
         mode, uid, gid = check_ownership(volume.parameters.items())
-        os.mkdir(directory, 0o700)
+        try:
+            found = os.stat(f"{self.place_of(volume)}/data", follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         if volume.is_block:
-            descriptor = os.open(data, _CREATE, IMAGE_MODE)
-            try:
-                os.ftruncate(descriptor, volume.capacity_bytes)
-            finally:
-                os.close(descriptor)
-        else:
-            os.mkdir(data, 0o700)
+            return found.st_size >= volume.capacity_bytes
+        # The mode is set last. One that is as it was at first says nothing.
+        is_owned = uid in (-1, found.st_uid) and gid in (-1, found.st_gid)
+        return stat.S_IMODE(found.st_mode) != _FIRST_MODE or (mode == _FIRST_MODE and is_owned)
+
+    def make_whole(self, volume: VolumeRecord) -> None:
+        """Make what is missing of a volume that nobody has ever had. What is there stays."""
+        place = self.place_of(volume)
+        with suppress(FileExistsError):
+            os.mkdir(place, _FIRST_MODE)
+        self._make_data(volume, f"{place}/data", may_exist=True)
+
+    def _make_data(self, volume: VolumeRecord, data: str, *, may_exist: bool = False) -> None:
+        mode, uid, gid = check_ownership(volume.parameters.items())
+        with suppress(*(FileExistsError,) if may_exist else ()):
+            if volume.is_block:
+                os.close(os.open(data, _CREATE, IMAGE_MODE))
+            else:
+                os.mkdir(data, _FIRST_MODE)
         if uid >= 0 or gid >= 0:
             os.chown(data, uid, gid)
-        # Not by the call that makes it, which heeds the process's mask.
+        # Not by the call that makes it, which heeds the process's mask. What is_made looks at is done last.
         os.chmod(data, IMAGE_MODE if volume.is_block else mode)
+        if volume.is_block:
+            os.truncate(data, volume.capacity_bytes)
 
     def put_in_place(self, record: Record) -> None:
         """Take a record's data out of temp into its place."""

@@ -12,21 +12,34 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
 
 import apsw
 
 from moorage.errors import Unavailable
-from moorage.syncing import sync_directory
+from moorage.syncing import sync_directory, sync_path
 
 FORMAT = 1
 APPLICATION_ID = 0x6D6F6C64
 BUSY_TIMEOUT_MS = 10_000
+# As long as the log gets before SQLite begins it anew: 1,000 pages and what its last transaction may have above that.
+LOG_PAGES = 1024
+_PAGE_BYTES = 4096
+# It is given its length where so much is free: it must not be what fills the disk.
+ROOM_BYTES = 64 * 1024 * 1024
 
 _TABLES = """
 CREATE TABLE records (k TEXT PRIMARY KEY NOT NULL, record BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE removed (k TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
 """
-_PUT = "INSERT INTO records VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET record = excluded.record"
+# Rows that one statement puts: for each statement the thread gives the interpreter away and waits for it again.
+_ROWS_MAX = 32
+_PUTS = tuple(
+    f"INSERT INTO records VALUES {', '.join(['(?, ?)'] * rows)} ON CONFLICT (k) DO UPDATE SET record = excluded.record"
+    for rows in range(_ROWS_MAX + 1)
+)
+_PUT = _PUTS[1]
 _TAKE = "DELETE FROM records WHERE k = ?"
 _NOTE = "INSERT OR IGNORE INTO removed VALUES (?)"
 
@@ -60,6 +73,27 @@ class Ledger:
             with self._db:
                 self._db.execute(f"{_TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}")
             sync_directory(os.path.dirname(self._path))
+        self._lengthen_log()
+
+    def _lengthen_log(self) -> None:
+        """Give the log its full length now: a sync that also brings a new length to the disk takes half as long again.
+
+        A transaction that is too large for the cache goes to the log, and none of it counts when it is rolled back.
+        """
+        with suppress(apsw.Error, OSError):  # it gets as long as it has to with the writes
+            system = os.statvfs(os.path.dirname(self._path))
+            if system.f_bavail * system.f_frsize < ROOM_BYTES:
+                return
+            before = self._db.pragma("cache_size")
+            try:
+                self._db.pragma("cache_size", 16)
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute(_PUT, ("", apsw.zeroblob(LOG_PAGES * _PAGE_BYTES)))
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._db.pragma("cache_size", before)
+            sync_path(f"{self._path}-wal")
 
     def read(self) -> dict[str, bytes]:
         """All records by key."""
@@ -73,14 +107,18 @@ class Ledger:
 
     def write(self, puts: Iterable[tuple[str, bytes]], takes: Iterable[str] = ()) -> None:
         """Put records, take others out and note those as removed."""
-        taken = [(key,) for key in takes]
+        rows, taken = list(puts), [(key,) for key in takes]
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(_PUT, puts)
-            if taken:
-                self._db.executemany(_TAKE, taken)
-                self._db.executemany(_NOTE, taken)
-            self._db.execute("COMMIT")
+            if 0 < len(rows) <= _ROWS_MAX and not taken:
+                # One statement is a transaction by itself.
+                self._db.execute(_PUTS[len(rows)], tuple(chain.from_iterable(rows)))
+            else:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(_PUT, rows)
+                if taken:
+                    self._db.executemany(_TAKE, taken)
+                    self._db.executemany(_NOTE, taken)
+                self._db.execute("COMMIT")
         except apsw.Error as error:
             self._take_back(error)
         self.removed += len(taken)

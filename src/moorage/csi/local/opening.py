@@ -4,8 +4,9 @@ What a kill or a power cut may have left, and what becomes of it:
 
 | The record | The data | Then |
 |---|---|---|
-| is there | in temp, being made of something or taken away | is put into its place |
-| is there, nobody ever had the volume | nowhere, or unfinished in temp | is made anew, empty |
+| is there | in temp, being copied or taken away | is put into its place |
+| is there, nobody ever had the volume | nowhere | is made anew, empty |
+| is there, nobody ever had the volume | unfinished in its place | is finished; what is there stays |
 | is there | nowhere | the record is left out, and said so: never made anew |
 | is noted as removed | in its place | goes to the trash |
 | is not there | in temp | goes to the trash |
@@ -113,7 +114,7 @@ def _clear_temp(layout: Layout, name: str, known: Mapping[str, Record]) -> None:
     elif name.endswith(LEAVING):
         layout.put_back(record)
     elif _is_new(record):
-        # Made by a process that ended before it was in place, perhaps with the machine: it is made anew, whole.
+        # By an earlier version, which made empty volumes here too: it is made anew, whole.
         layout.throw_away(path)
     else:
         layout.put_in_place(record)
@@ -123,18 +124,16 @@ def _with_data(layout: Layout, records: Mapping[str, R]) -> list[R]:
     """The records whose data is in its place, after what may be made anew was made."""
     found: list[R] = []
     for record in records.values():
-        if not os.path.lexists(layout.place_of(record)):
-            if not _is_new(record):
-                log.error("left out: the data is missing", path=layout.place_of(record), name=record.name)
-                continue
+        if _is_new(record):
             assert isinstance(record, VolumeRecord)
             try:
-                layout.make_empty(record)
-                layout.put_in_place(record)
+                if not layout.is_made(record):
+                    layout.make_whole(record)
             except OSError as error:
-                log.error(
-                    "an empty volume cannot be made anew; tried again when it is used", id=record.id, error=str(error)
-                )
+                log.error("an empty volume cannot be made; tried again when it is used", id=record.id, error=str(error))
+        elif not os.path.lexists(layout.place_of(record)):
+            log.error("left out: the data is missing", path=layout.place_of(record), name=record.name)
+            continue
         found.append(record)
     return found
 

@@ -7,8 +7,8 @@ Raises OSError as the kernel said; Unavailable when another process has the dire
 
 A change is made when its record is: data gets ready in temp, one transaction of the ledger follows, data goes into
 place or to the trash. A kill or a power cut at any instant leaves what ``opening`` brings in line with the records.
-An empty volume's data is brought to the disk not when it is made but before it is first shown to anybody
-(``hand_out``): only what nobody has ever had may be made anew. A group of changes shares the syncs.
+An empty volume is made in its place when its record is on the disk, and brought to the disk itself before it is first
+shown to anybody (``hand_out``): only what nobody has ever had may be made anew. A group of changes shares the syncs.
 """
 
 from __future__ import annotations
@@ -163,18 +163,13 @@ class Storage:
         ``to_sync``."""
         layout, record = self._layout, change.record
         match change.action:
-            case "create":
-                assert isinstance(record, VolumeRecord)
-                layout.make_empty(record)
             case "place":
                 sync_directory(layout.temp_of(record))
                 to_sync.add(layout.temp)
             case "hand_out":
                 assert isinstance(record, VolumeRecord)
-                if not os.path.lexists(layout.place_of(record)):
-                    self.discard_temp(record)
-                    layout.make_empty(record)
-                    layout.put_in_place(record)
+                if not layout.is_made(record):
+                    layout.make_whole(record)
                 if record.is_block:
                     self.grow_image(record, record.capacity_bytes)
                 layout.sync_data(record)
@@ -201,7 +196,7 @@ class Storage:
                 self._layout.put_back(change.record)
             except OSError as error:
                 log.error("not in its place; tried again at the next start", id=change.record.id, error=str(error))
-        elif change.action == "create" or (change.action == "place" and not self.broken):
+        elif change.action == "place" and not self.broken:
             self.discard_temp(change.record)
 
     def _finish(self, changes: Mapping[int, Change], errors: list[OSError | None]) -> None:
@@ -210,20 +205,23 @@ class Storage:
         layout = self._layout
         lost: list[str] = []
         for number, change in changes.items():
+            record = change.record
             try:
-                if change.action in ("create", "place"):
-                    layout.put_in_place(change.record)
+                if change.action == "create":
+                    assert isinstance(record, VolumeRecord)
+                    layout.make_empty(record)
+                elif change.action == "place":
+                    layout.put_in_place(record)
                 elif change.action == "remove":
-                    layout.throw_away(layout.leaving_of(change.record))
+                    layout.throw_away(layout.leaving_of(record))
             except OSError as error:
                 if change.action == "remove":
-                    log.warning(
-                        "not in the trash; tried again at the next start", id=change.record.id, error=str(error)
-                    )
+                    log.warning("not in the trash; tried again at the next start", id=record.id, error=str(error))
                     continue
                 errors[number] = error
-                lost.append(key_of(change.record))
-                self.discard_temp(change.record)
+                lost.append(key_of(record))
+                if change.action == "place":
+                    self.discard_temp(record)
         try:
             if lost:
                 self._ledger.write((), lost)
