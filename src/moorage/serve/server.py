@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import time
@@ -21,6 +20,7 @@ from moorage import config
 from moorage.api.app import App
 from moorage.api.limits import HttpSettings, Limits
 from moorage.config import Settings
+from moorage.drawing import RandomIds
 from moorage.engine.diagnostics import Diagnostics
 from moorage.engine.ports import AclSettings, EngineSettings, FenceHook, IdentitySettings
 from moorage.engine.service import Service
@@ -62,26 +62,8 @@ class RealClock:
         return time.monotonic_ns()
 
 
-# As many as one page of the kernel's randomness has.
-_IDS_DRAWN = 256
-# Of a UUID's 32 digits, the two that say that it is of version 4 and of the usual kind: RFC 9562 §5.4.
-_KIND_DIGITS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-
-
-class RealChance:
+class RealChance(RandomIds):
     """The host's randomness. Of one thread."""
-
-    def __init__(self) -> None:
-        self._drawn: list[str] = []
-
-    def new_id(self) -> str:
-        """A random UUID."""
-        # Drawn for many at a time: every request takes one, and each call into the kernel gives the interpreter away.
-        if not self._drawn:
-            digits = os.urandom(16 * _IDS_DRAWN).hex()
-            self._drawn = [digits[at : at + 32] for at in range(0, len(digits), 32)]
-        text = self._drawn.pop()
-        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_KIND_DIGITS[text[16]]}{text[17:20]}-{text[20:]}"
 
     def jitter(self) -> float:
         """A number in [0, 1)."""

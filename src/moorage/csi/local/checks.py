@@ -93,6 +93,8 @@ def check_access(capability: csi.VolumeCapability, field: str = "volume_capabili
         return Access(mode=mode, is_block=True)
     if capability.mount.volume_mount_group:
         raise refuse("INVALID_ARGUMENT", f"{field}.mount.volume_mount_group is not supported by the local driver")
+    if not capability.mount.mount_flags:
+        return Access(mode=mode)
     flags = tuple(word for entry in capability.mount.mount_flags for word in entry.split(",") if word)
     unknown = mounting.unknown_flags(flags)
     if unknown:

@@ -13,7 +13,6 @@ import re
 import socket
 import stat
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from moorage.csi.local.publishing import Publisher
 from moorage.csi.local.snapshots import Snapshots
 from moorage.csi.local.storage import Storage
 from moorage.csi.local.volumes import Volumes
+from moorage.drawing import RandomIds
 from moorage.errors import BadRequest, Rejected, Unavailable
 from moorage.lean_grpc import grpc
 
@@ -73,19 +73,19 @@ async def serve(
     may_mount: bool | None = None,
     may_attach: bool | None = None,
     now_ns: Callable[[], int] = time.time_ns,
-    new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    new_id: Callable[[], str] | None = None,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; ready, and said so, when the socket answers.
 
-    ``may_mount`` and ``may_attach`` (loop devices) None find it out.
+    ``may_mount`` and ``may_attach`` (loop devices) None find it out; ``new_id`` None draws random UUIDs.
     """
     path = parse_endpoint(endpoint)
     if not _NODE_ID.fullmatch(node_id):
         rule = "1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
         raise BadRequest(f"node id {node_id!r} is also a topology value: it needs {rule}")
     storage = Storage(data_dir)
-    keeper = Keeper(storage, now_ns=now_ns, new_id=new_id)
+    keeper = Keeper(storage, now_ns=now_ns, new_id=new_id or RandomIds().new_id)
     if may_mount is None:
         may_mount = await anyio.to_thread.run_sync(mounting.can_mount)
     if may_attach is None:

@@ -51,6 +51,8 @@ class Volumes:
         self._keeper = keeper
         self._devices = devices
         self._node_id = node_id
+        self._segments = {TOPOLOGY_KEY: node_id}
+        self._topology = (csi.Topology(segments=self._segments),)
 
     async def controller_get_capabilities(
         self, _: csi.ControllerGetCapabilitiesRequest
@@ -326,14 +328,11 @@ class Volumes:
     def _check_topology(self, request: csi.CreateVolumeRequest) -> None:
         """Some requisite topology must hold this node; an empty requirement is none."""
         requisite = request.accessibility_requirements.requisite
-        if requisite and not any(dict(one.segments).items() <= self._segments().items() for one in requisite):
+        if requisite and not any(dict(one.segments).items() <= self._segments.items() for one in requisite):
             raise refuse(
                 "RESOURCE_EXHAUSTED",
                 f"accessibility_requirements.requisite: this driver can only make volumes on node {self._node_id!r}",
             )
-
-    def _segments(self) -> dict[str, str]:
-        return {TOPOLOGY_KEY: self._node_id}
 
     def _message(self, volume: VolumeRecord) -> csi.Volume:
         source: csi.VolumeContentSource | None = None
@@ -348,7 +347,7 @@ class Volumes:
             # The parameters come back as the context, so that a listing shows what a volume was made with.
             volume_context=volume.parameters,
             content_source=source,
-            accessible_topology=[csi.Topology(segments=self._segments())],
+            accessible_topology=self._topology,
         )
 
 
