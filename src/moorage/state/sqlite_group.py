@@ -16,7 +16,7 @@ import msgspec
 
 from moorage.model.ids import Revision
 from moorage.state.sqlite_format import LOG_STRIDE, read_counters
-from moorage.state.sqlite_rows import Rows
+from moorage.state.sqlite_rows import ROWS_MAX, Rows
 from moorage.state.store import Compare, Delete, Entry, Event, EventBatch, Op, TxnResult
 
 # Rows of old history that one commit removes at least; it removes twice what it writes when that is more.
@@ -87,8 +87,9 @@ class GroupCommit:
         batches: list[EventBatch] = []
         results: list[TxnResult] = []
         try:
-            self._begin()
+            self._refresh()
             revision = self._revision
+            # Nobody else writes: what is read now is so still when the group is written.
             overlay = self._rows.read({key for transaction in transactions for key in _keys(transaction)})
             for transaction in transactions:
                 succeeded = all(_modify_revision(overlay[c.key]) == c.revision for c in transaction.compares)
@@ -99,19 +100,30 @@ class GroupCommit:
                     batches.append(EventBatch(Revision(revision), events))
                 results.append(TxnResult(succeeded, Revision(revision)))
             if batches:
-                changed = {event.key: overlay[event.key] for batch in batches for event in batch.events}
-                self._rows.write(changed.items(), (event for batch in batches for event in batch.events))
-                self._advance(batches)
-                self._db.execute("COMMIT")
-                self._rows.keep(changed.items())
+                self._write(batches)
+                self._rows.keep({event.key: overlay[event.key] for batch in batches for event in batch.events}.items())
                 self.commits += 1
                 self._is_put_off = False
-            else:
-                self._db.execute("ROLLBACK")
         except BaseException:
             self._take_back()
             raise
         return GroupResult(tuple(results), tuple(batches))
+
+    def _write(self, batches: Sequence[EventBatch]) -> None:
+        """Bring a group to the disk, and forget old history with it."""
+        events = [event for batch in batches for event in batch.events]
+        target = self._count(batches)
+        if len(events) <= ROWS_MAX and target == self._compacted and self._purged >= target:
+            # One statement is a transaction by itself.
+            self._rows.write(events)
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._rows.write(events)
+        if target > self._compacted:
+            self._forget(target)
+        if self._purged < self._compacted:
+            self._purge(max(PURGE_ROWS_MIN, 2 * len(events)))
+        self._db.execute("COMMIT")
 
     def compact(self, revision: int) -> None:
         """Forget history up to ``revision``, at most the newest; its room is freed little by little."""
@@ -173,10 +185,13 @@ class GroupCommit:
         self._sizes: deque[tuple[int, int]] = deque((revision, size) for revision, size in sizes)
         self._kept_bytes = sum(size for _, size in self._sizes)
 
-    def _begin(self) -> None:
+    def _refresh(self) -> None:
         if self._is_stale:
             self._load()
             self._is_stale = False
+
+    def _begin(self) -> None:
+        self._refresh()
         self._db.execute("BEGIN IMMEDIATE")
 
     def _take_back(self) -> None:
@@ -187,15 +202,13 @@ class GroupCommit:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
-    def _advance(self, batches: Sequence[EventBatch]) -> None:
-        rows = 0
+    def _count(self, batches: Sequence[EventBatch]) -> int:
+        """Take the batches to the newest revision's account. Returns up to where history is to be forgotten."""
         for batch in batches:
             size = sum(_bytes(event.entry) + _bytes(event.previous) for event in batch.events)
             self._sizes.append((batch.revision, size))
             self._kept_bytes += size
-            rows += len(batch.events)
         self._revision = batches[-1].revision
-        self._db.execute(_META, (self._revision, "revision"))
         target = self._compacted
         sizes = self._sizes
         # In strides, so that most commits have nothing to forget.
@@ -203,9 +216,7 @@ class GroupCommit:
             while sizes and (len(sizes) > self._history_revisions or self._kept_bytes > self._history_bytes):
                 target, size = sizes.popleft()
                 self._kept_bytes -= size
-            self._forget(target)
-        if self._purged < self._compacted:
-            self._purge(max(PURGE_ROWS_MIN, 2 * rows))
+        return target
 
     def _forget(self, target: int) -> None:
         while self._sizes and self._sizes[0][0] <= target:

@@ -1,8 +1,10 @@
 """Rows of the SQLite store read and written many at a time.
 
 A step of an SQLite statement gives up the interpreter's lock, and while the event loop is busy it may be milliseconds
-until the thread has it back. So a statement carries as many rows as a power of two allows (few texts, which stay
-prepared), and recent entries are kept here, so that writing them again reads nothing.
+until the thread has it back. So a change is written as rows of the log alone, up to 64 of them in one statement (few
+texts, which stay prepared); what they make of ``current`` and of the newest revision in ``meta`` is done inside it, by
+triggers of this connection, which no file has. And recent entries are kept here, so that writing them again reads
+nothing.
 For the writer thread. Never: the event loop, transactions, clock.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 
 import apsw
 
@@ -20,7 +23,20 @@ from moorage.state.store import Entry, Event
 # What a kept entry weighs beside its value.
 _ENTRY_BYTES = 400
 # Longer statements would not stay in the connection's cache.
-_ROWS_MAX = 64
+ROWS_MAX = 64
+_APPLY = f"""
+CREATE TEMP TRIGGER log_sets AFTER INSERT ON main.log WHEN new.value IS NOT NULL BEGIN
+  INSERT INTO current VALUES (new.k, new.value, new.create_revision, new.id / {LOG_STRIDE}, new.version)
+    ON CONFLICT (k) DO UPDATE SET value = excluded.value, create_revision = excluded.create_revision,
+      modify_revision = excluded.modify_revision, version = excluded.version;
+END;
+CREATE TEMP TRIGGER log_removes AFTER INSERT ON main.log WHEN new.value IS NULL BEGIN
+  DELETE FROM current WHERE k = new.k;
+END;
+CREATE TEMP TRIGGER log_advances AFTER INSERT ON main.log BEGIN
+  UPDATE meta SET value = new.id / {LOG_STRIDE} WHERE name = 'revision';
+END;
+"""
 
 Value = str | bytes | int | None
 Row = tuple[Value, ...]
@@ -32,6 +48,7 @@ class Rows:
 
     def __init__(self, connection: apsw.Connection, *, recent_bytes: int) -> None:
         self._db = connection
+        connection.execute(_APPLY)
         # An OrderedDict, because it is taken from at the front: a dict walks over all that were taken before.
         self._recent: OrderedDict[str, Entry] = OrderedDict()
         self._recent_bytes = 0
@@ -46,13 +63,12 @@ class Rows:
                 entries[k] = Entry(k, value, created, modified, version)
         return entries
 
-    def write(self, entries: Iterable[tuple[str, Entry | None]], events: Iterable[Event]) -> None:
-        """Set or remove keys, and log the changes."""
-        pairs = list(entries)
-        for sql, row in _filled(_delete_sql, [key for key, entry in pairs if entry is None]):
-            self._db.execute(sql, row)
-        self._insert(_upsert_sql, [_entry_row(entry) for _, entry in pairs if entry is not None])
-        self._insert(_log_sql, _log_rows(events))
+    def write(self, events: Iterable[Event]) -> None:
+        """Log changes, and set or remove their keys. Up to ROWS_MAX of them are one statement."""
+        rows = _log_rows(events)
+        for start in range(0, len(rows), ROWS_MAX):
+            part = rows[start : start + ROWS_MAX]
+            self._db.execute(_log_sql(len(part)), tuple(chain.from_iterable(part)))
 
     def keep(self, entries: Iterable[tuple[str, Entry | None]]) -> None:
         """Remember entries that have been committed, the newest in place of the oldest."""
@@ -72,18 +88,11 @@ class Rows:
         self._recent.clear()
         self._recent_bytes = 0
 
-    def _insert(self, make_sql: _MakeSql, rows: Sequence[Row]) -> None:
-        start = 0
-        while start < len(rows):
-            count = min(_ROWS_MAX, 1 << ((len(rows) - start).bit_length() - 1))
-            self._db.execute(make_sql(count), [value for row in rows[start : start + count] for value in row])
-            start += count
-
 
 def _filled(make_sql: _MakeSql, keys: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
     # Statements over sets of keys: filled up to a power of two with a key that is in already.
-    for start in range(0, len(keys), _ROWS_MAX):
-        part = keys[start : start + _ROWS_MAX]
+    for start in range(0, len(keys), ROWS_MAX):
+        part = keys[start : start + ROWS_MAX]
         count = 1 << (len(part) - 1).bit_length()
         yield make_sql(count), [*part, *[part[0]] * (count - len(part))]
 
@@ -94,34 +103,12 @@ def _select_sql(count: int) -> str:
 
 
 @lru_cache
-def _delete_sql(count: int) -> str:
-    return f"DELETE FROM current WHERE k IN ({_marks(count)})"
-
-
-@lru_cache
-def _upsert_sql(count: int) -> str:
-    return (
-        f"INSERT INTO current VALUES {_tuples(count, 5)} ON CONFLICT (k) DO UPDATE SET value = excluded.value, "
-        "create_revision = excluded.create_revision, modify_revision = excluded.modify_revision, "
-        "version = excluded.version"
-    )
-
-
-@lru_cache
 def _log_sql(count: int) -> str:
-    return f"INSERT INTO log VALUES {_tuples(count, 9)}"
+    return f"INSERT INTO log VALUES {','.join([f'({_marks(9)})'] * count)}"
 
 
 def _marks(count: int) -> str:
     return ",".join("?" * count)
-
-
-def _tuples(count: int, width: int) -> str:
-    return ",".join([f"({_marks(width)})"] * count)
-
-
-def _entry_row(entry: Entry) -> Row:
-    return (entry.key, entry.value, entry.create_revision, entry.modify_revision, entry.version)
 
 
 def _log_rows(events: Iterable[Event]) -> list[Row]:
