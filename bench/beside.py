@@ -1,7 +1,7 @@
 """Two running servers that speak the volumes API, side by side: item by item in turns, so that drift hits both alike.
 
 usage: python bench/beside.py OURS_URL PEER_URL [--volumes N] [--rounds R] [--seconds S] [--waiters W] [--plugin P]
-           [--writes N] [--ours-pid P --peer-pid P] [--only NAME,…] [--out FILE]
+           [--writes N] [--pause S] [--ours-pid P --peer-pid P] [--only NAME,…] [--out FILE]
 
 Both are freshly started, have a healthy plugin of that name, and have nothing else to do. Each item is measured in
 rounds (ours, peer, peer, ours, …): its line has the median of either, and the median, the lowest and the highest of the
@@ -41,7 +41,6 @@ from work import BATCH, DRAWN, GOALS, PAGE, READ_ONE, Read, a_member, a_volume, 
 HERE = Path(__file__).parent
 # So many volumes are loaded to one server before it is the other's turn.
 SLICE = 2000
-PAUSE_S = 1.0
 # What an item may take over its time, and one program of writes or waiters.
 SPARE_S = 90.0
 JOB_S = 660.0
@@ -153,11 +152,15 @@ class Compared:
         }
 
 
-def compare(item: Item, sites: tuple[Site, Site]) -> Compared:
-    """Measure an item in turns: ours, peer, peer, ours, …"""
+def compare(item: Item, sites: tuple[Site, Site], pause_s: float) -> Compared:
+    """Measure an item in turns: ours, peer, peer, ours, …
+
+    There is a pause before each: what one server still writes to the disk must not be the other's trouble.
+    """
     found = Compared(item.unit, GOALS[item.name])
     for number in range(item.rounds):
         for site in sites if number % 2 == 0 else sites[::-1]:
+            time.sleep(pause_s)
             (found.ours if site is sites[0] else found.peer).append(item.measure(site, number))
     return found
 
@@ -330,9 +333,7 @@ def compare_all(args: argparse.Namespace, sites: tuple[Site, Site]) -> dict[str,
         if item.name == "memory" and None in (sites[0].pid, sites[1].pid):
             print("memory: not measured without --ours-pid and --peer-pid", flush=True)
             continue
-        if not is_load:
-            time.sleep(PAUSE_S)
-        compared = compare(item, sites)
+        compared = compare(item, sites, args.pause)
         if only and item.name not in only:
             continue
         print(compared.tell(item.name), flush=True)
@@ -352,6 +353,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each read in each round; wrk: whole ones")
     parser.add_argument("--writes", type=int, default=300, help="of each kind; registers of many clients: four times")
     parser.add_argument("--waiters", type=int, default=1000)
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds before each measurement")
     parser.add_argument("--plugin", default="hostpath", help="its name at either server")
     parser.add_argument("--ours-pid", type=int)
     parser.add_argument("--peer-pid", type=int)

@@ -18,7 +18,7 @@ from dev_server import Program, running_fleet
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 ITEMS = ("register_batched", "memory", "read", "list_filter", "register_c16", "create_c1", "fanout_page50")
-SMALL = ("--volumes", "200", "--rounds", "1", "--seconds", "0.2", "--waiters", "20", "--writes", "8")
+SMALL = ("--volumes", "200", "--rounds", "1", "--seconds", "0.2", "--waiters", "20", "--writes", "8", "--pause", "0.1")
 MEMBERS = {"unit", "ours", "peer", "ours_median", "peer_median", "ratio", "lowest", "highest", "goal", "is_met"}
 # Answers are right whatever the client makes of a chunk's edge.
 CUTS = (1, 7, 1000)
