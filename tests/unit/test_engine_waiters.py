@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.engine.waiters import TURN_MAX, Waiter, Waiters, Why
+from moorage.engine.waiters import TURN_MAX, TURN_MIN, Waiter, Waiters, Why
 from moorage.engine.wheel import Wheel
 from moorage.model.ids import Revision
 from moorage.state.feed import Change
@@ -110,15 +110,20 @@ def test_a_stop_calls_all_once() -> None:
     assert sorted(room.noted) == [("a", "changed"), ("b", "stopping"), ("c", "stopping")]
 
 
-def test_a_turn_answers_only_so_many() -> None:
+def test_a_turn_answers_only_so_many_and_the_first_ones_fewer() -> None:
+    """Whoever wrote the change is answered between the turns: it must not wait for a long one."""
     room = Room()
-    for number in range(TURN_MAX + 1):
-        room.enter(str(number), "k/")
-    room.waiters.note(change("k/a", 9))
-    room.waiters.turn(0.0)
-    assert len(room.noted) == TURN_MAX
-    room.waiters.turn(0.0)
-    assert [name for name, _ in room.noted] == [str(number) for number in range(TURN_MAX + 1)]
+    for revision in (9, 10):
+        for number in range(400):
+            room.enter(f"{revision} {number}", "k/", above=revision - 1)
+        room.waiters.note(change("k/a", revision))
+        answered = []
+        while room.waiters.called:
+            before = len(room.noted)
+            room.waiters.turn(0.0)
+            answered.append(len(room.noted) - before)
+        assert answered == [TURN_MIN, 16, 32, 64, TURN_MAX, TURN_MAX, 24]
+        assert [name for name, _ in room.noted[-400:]] == [f"{revision} {number}" for number in range(400)]
 
 
 @pytest.mark.anyio

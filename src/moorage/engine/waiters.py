@@ -20,7 +20,10 @@ from moorage.engine.wheel import Wheel
 from moorage.state import keys
 from moorage.state.feed import Change
 
-# How many are answered in one turn of the loop: two or three milliseconds.
+# How many are answered in one turn of the loop: two or three milliseconds at the most. The first turn after a change is
+# short, and each one after it twice as long: the write that made the change is answered in between, and the first
+# readers have their answers while those of the others are made.
+TURN_MIN = 8
 TURN_MAX = 128
 
 Why = Literal["changed", "late", "stopping"]
@@ -55,6 +58,7 @@ class Waiters:
         self._by_topic: dict[str, dict[Waiter, None]] = {}
         self._wheel: Wheel[Waiter] = Wheel()
         self._called: deque[Waiter] = deque()
+        self._turn_size = TURN_MIN
         # Until when the task sleeps; before all times while it is awake, so that nobody wakes it.
         self._next_s = -inf
         self._news: anyio.Event | None = None
@@ -134,11 +138,12 @@ class Waiters:
         """Answer some of those whose time has come."""
         self.turns += 1
         self._call([w for w in self._wheel.pop_due(now_s) if w.why is None], "late")
-        for _ in range(min(len(self._called), TURN_MAX)):
+        for _ in range(min(len(self._called), self._turn_size)):
             waiter = self._called.popleft()
             if waiter.topics is not None and waiter.why is not None:
                 self.leave(waiter)
                 waiter.answer(waiter.why)
+        self._turn_size = min(2 * self._turn_size, TURN_MAX) if self._called else TURN_MIN
 
     async def run(self) -> None:
         """Answer until cancelled."""
