@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parent))
 
 import load
-from client import drive, request
+from client import drive, find_percentile_ms, request
 from work import a_volume
 
 HERE = Path(__file__).parent
@@ -45,12 +45,6 @@ def serving(place: str, *more: str) -> Iterator[load.Server]:
     finally:
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(60)
-
-
-def percentile(times_s: Sequence[float], share: float) -> float:
-    """In milliseconds."""
-    ordered = sorted(times_s)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1e3
 
 
 def get_rates(server: load.Server, volumes: int, seconds: float) -> dict[str, float]:
@@ -191,8 +185,8 @@ def measure_attach(seconds: float) -> str:
                 times_s, per_s, start_ms, stop_ms = asyncio.run(run_attach(server, count))
             driver.terminate()
     return (
-        f"{count} uses at {RATE_PER_S}/s: p50 {percentile(times_s, 0.5):.1f} ms, "
-        f"p99 {percentile(times_s, 0.99):.1f} ms (goal 50); {CLIENTS} clients: {per_s:.0f}/s (goal 200); "
+        f"{count} uses at {RATE_PER_S}/s: p50 {find_percentile_ms(times_s, 0.5):.1f} ms, "
+        f"p99 {find_percentile_ms(times_s, 0.99):.1f} ms (goal 50); {CLIENTS} clients: {per_s:.0f}/s (goal 200); "
         f"CPU then: start {start_ms:.1f} ms, stop {stop_ms:.1f} ms"
     )
 

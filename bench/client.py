@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -62,8 +62,12 @@ class Got:
 
     def percentile_ms(self, share: float) -> float:
         """The time below which this share of the requests was, in milliseconds."""
-        found = sorted(self.times_s)
-        return found[min(len(found) - 1, int(len(found) * share))] * 1e3 if found else 0.0
+        return find_percentile_ms(self.times_s, share) if self.times_s else 0.0
+
+
+def find_percentile_ms(times_s: Sequence[float], share: float) -> float:
+    """The time below which this share of all was, in milliseconds."""
+    return sorted(times_s)[min(len(times_s) - 1, int(len(times_s) * share))] * 1e3
 
 
 class Asker(asyncio.Protocol):

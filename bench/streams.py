@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from client import Refused, choose_source, tell_refusal
+from client import Refused, choose_source, find_percentile_ms, tell_refusal
 from work import READ_ONE, a_member, a_volume
 
 JOB_S = 600.0
@@ -82,11 +82,6 @@ def find_header(head: bytes, name: bytes) -> bytes | None:
     return rest.partition(b"\r\n")[0] if found else None
 
 
-def find_percentile_ms(times_s: list[float], share: float) -> float:
-    """The time below which this share of all was, in milliseconds."""
-    return round(sorted(times_s)[min(len(times_s) - 1, int(len(times_s) * share))] * 1e3, 2)
-
-
 async def write(host: str, port: int, args: argparse.Namespace) -> dict[str, float]:
     """Register or create volumes with so many clients: how many a second, and what each took."""
     numbers, times_s = iter(range(args.count)), []
@@ -109,8 +104,8 @@ async def write(host: str, port: int, args: argparse.Namespace) -> dict[str, flo
     took_s = time.perf_counter() - began_s
     return {
         "per_s": round(args.count / took_s, 1),
-        "p50_ms": find_percentile_ms(times_s, 0.5),
-        "p99_ms": find_percentile_ms(times_s, 0.99),
+        "p50_ms": round(find_percentile_ms(times_s, 0.5), 2),
+        "p99_ms": round(find_percentile_ms(times_s, 0.99), 2),
     }
 
 

@@ -20,9 +20,9 @@ if _is_ours:
     os.environ[NAME] = LEAN
 try:
     import grpc
-    import grpc.aio as aio
+    import grpc.aio
 finally:
     if _is_ours:
         del os.environ[NAME]
 
-__all__ = ["LEAN", "NAME", "aio", "grpc"]
+__all__ = ["LEAN", "NAME", "grpc"]

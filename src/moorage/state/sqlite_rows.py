@@ -11,7 +11,7 @@ For the writer thread. Never: the event loop, transactions, clock.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
@@ -40,7 +40,6 @@ END;
 
 Value = str | bytes | int | None
 Row = tuple[Value, ...]
-_MakeSql = Callable[[int], str]
 
 
 class Rows:
@@ -58,7 +57,7 @@ class Rows:
         """The current entry of each key, or None."""
         entries: dict[str, Entry | None] = {key: self._recent.get(key) for key in keys}
         unknown = [key for key, entry in entries.items() if entry is None]
-        for sql, row in _filled(_select_sql, unknown):
+        for sql, row in _make_selects(unknown):
             for k, value, created, modified, version in self._db.execute(sql, row):
                 entries[k] = Entry(k, value, created, modified, version)
         return entries
@@ -89,12 +88,12 @@ class Rows:
         self._recent_bytes = 0
 
 
-def _filled(make_sql: _MakeSql, keys: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    # Statements over sets of keys: filled up to a power of two with a key that is in already.
+def _make_selects(keys: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    # Filled up to a power of two with a key that is in already.
     for start in range(0, len(keys), ROWS_MAX):
         part = keys[start : start + ROWS_MAX]
         count = 1 << (len(part) - 1).bit_length()
-        yield make_sql(count), [*part, *[part[0]] * (count - len(part))]
+        yield _select_sql(count), [*part, *[part[0]] * (count - len(part))]
 
 
 @lru_cache

@@ -56,8 +56,8 @@ class Committer:
     async def run_until_cancelled(self) -> None:
         """Do the work until cancelled. What is begun then is ended; what waits is told that it was not made."""
         # A daemon: the disk is whole at every instant, so a program that fails elsewhere need not wait for it.
-        work = (asyncio.get_running_loop(),)
-        threading.Thread(target=self._work, args=work, name="moorage commit", daemon=True).start()
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, args=(loop,), name="moorage commit", daemon=True).start()
         try:
             await self._failed.wait()
         finally:

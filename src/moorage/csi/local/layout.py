@@ -61,12 +61,12 @@ class Layout:
         place = self.place_of(volume)
         os.mkdir(place, _FIRST_MODE)
         try:
-            self._make_data(volume, f"{place}/data")
+            self._make_data(volume)
         except OSError:
             shutil.rmtree(place, ignore_errors=True)
             raise
 
-    def is_made(self, volume: VolumeRecord) -> bool:
+    def _is_made(self, volume: VolumeRecord) -> bool:
         """Whether a volume that nobody has ever had is in its place, and ``make_empty`` came to its end there."""
         mode, uid, gid = check_ownership(volume.parameters.items())
         try:
@@ -80,22 +80,24 @@ class Layout:
         return stat.S_IMODE(found.st_mode) != _FIRST_MODE or (mode == _FIRST_MODE and is_owned)
 
     def make_whole(self, volume: VolumeRecord) -> None:
-        """Make what is missing of a volume that nobody has ever had. What is there stays."""
-        place = self.place_of(volume)
+        """Make what is missing, if anything, of a volume that nobody has ever had. What is there stays."""
+        if self._is_made(volume):
+            return
         with suppress(FileExistsError):
-            os.mkdir(place, _FIRST_MODE)
-        self._make_data(volume, f"{place}/data", may_exist=True)
+            os.mkdir(self.place_of(volume), _FIRST_MODE)
+        self._make_data(volume)
 
-    def _make_data(self, volume: VolumeRecord, data: str, *, may_exist: bool = False) -> None:
+    def _make_data(self, volume: VolumeRecord) -> None:
         mode, uid, gid = check_ownership(volume.parameters.items())
-        with suppress(*(FileExistsError,) if may_exist else ()):
+        data = f"{self.place_of(volume)}/data"
+        with suppress(FileExistsError):
             if volume.is_block:
                 os.close(os.open(data, _CREATE, IMAGE_MODE))
             else:
                 os.mkdir(data, _FIRST_MODE)
         if uid >= 0 or gid >= 0:
             os.chown(data, uid, gid)
-        # Not by the call that makes it, which heeds the process's mask. What is_made looks at is done last.
+        # Not by the call that makes it, which heeds the process's mask. What _is_made looks at is done last.
         os.chmod(data, IMAGE_MODE if volume.is_block else mode)
         if volume.is_block:
             os.truncate(data, volume.capacity_bytes)

@@ -127,8 +127,7 @@ def _with_data(layout: Layout, records: Mapping[str, R]) -> list[R]:
         if _is_new(record):
             assert isinstance(record, VolumeRecord)
             try:
-                if not layout.is_made(record):
-                    layout.make_whole(record)
+                layout.make_whole(record)
             except OSError as error:
                 log.error("an empty volume cannot be made; tried again when it is used", id=record.id, error=str(error))
         elif not os.path.lexists(layout.place_of(record)):

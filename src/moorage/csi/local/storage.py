@@ -168,8 +168,7 @@ class Storage:
                 to_sync.add(layout.temp)
             case "hand_out":
                 assert isinstance(record, VolumeRecord)
-                if not layout.is_made(record):
-                    layout.make_whole(record)
+                layout.make_whole(record)
                 if record.is_block:
                     self.grow_image(record, record.capacity_bytes)
                 layout.sync_data(record)
