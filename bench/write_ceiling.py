@@ -1,11 +1,15 @@
 """What the libraries under a write allow: the same calls and commits, with nothing of ours between them.
 
 usage: python bench/write_ceiling.py [--count N]
+       python bench/write_ceiling.py --serve PORT [--over uvicorn]
 
 One process: uvloop; a protocol that takes any request with a body; for each one question (or create) to the embedded
 driver over gRPC, and one (or two) rows in SQLite with ``synchronous=FULL``, where those that wait share a commit. No
 parsing, no records, no checks, no agent, no log. The same client as ``load.py``. Figures are answers a second.
 And ``waiters``: 1,000 connections that are answered at once with the same bytes, read by the client of many reports.
+--serve: stay, as a server that ``beside.py`` sets beside another one: its ``register_c1`` and ``fanout_read`` are then
+what the libraries allow, in that client's measure. A PUT is one question and one commit, whatever it says; a GET with
+an index is held until the next PUT. --over uvicorn: behind uvicorn, with JSON read and written; it holds nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import apsw
+import msgspec
+import uvicorn
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,6 +48,11 @@ from moorage.rpc import Channel, call, unix_channel
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 ROW = b"x" * 900
 HELD_ANSWER = b"HTTP/1.1 200 OK\r\nX-Nomad-Index: 12\r\nContent-Length: 900\r\n\r\n" + ROW
+SERVED_DOCUMENT = {"Volumes": [{"ExternalID": "any", "Context": {"filler": "x" * 840}}]}
+SERVED_BODY = msgspec.json.encode(SERVED_DOCUMENT)
+SERVED_ANSWER = b"HTTP/1.1 200 OK\r\nX-Nomad-Index: 12\r\nContent-Length: %d\r\n\r\n" % len(SERVED_BODY) + SERVED_BODY
+# Waiters that are answered in one turn of the loop.
+TURN = 128
 CALL_S = 30.0
 WAITERS = 1000
 Write = Callable[[], Awaitable[None]]
@@ -205,6 +216,79 @@ async def wake_waiters() -> float:
     return (max(ended_s) - began_s) * 1000
 
 
+class Serving(asyncio.Protocol):
+    """One connection of a server that stays: writes, and reads that wait for them."""
+
+    write: Write
+    held: list[asyncio.Transport]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep it."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a request's bytes; the answer comes when what it asks for is done."""
+        if data.startswith(b"GET "):
+            if b"index=" in data:
+                self.held.append(self._transport)
+            else:
+                self._transport.write(SERVED_ANSWER)
+            return
+        # A head and its body come in several pieces where there are many volumes.
+        self._body = getattr(self, "_body", b"") + data
+        head, _, body = self._body.partition(b"\r\n\r\n")
+        if len(body) < int(head.lower().partition(b"content-length: ")[2].split()[0]):
+            return
+        self._body = b""
+        self._task = asyncio.create_task(self._answer())  # noqa: TID251 - bare: the connection holds it
+
+    async def _answer(self) -> None:
+        await self.write()
+        self._transport.write(SERVED_ANSWER)
+        waiting, self.held[:] = list(self.held), []
+        for start in range(0, len(waiting), TURN):
+            for transport in waiting[start : start + TURN]:
+                transport.write(SERVED_ANSWER)
+            await asyncio.sleep(0)
+
+
+def make_app(write: Write) -> Callable[..., Awaitable[None]]:
+    """The same writes as an application of uvicorn's, with the bodies read and written as JSON."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        answer = SERVED_BODY
+        if scope["method"] == "PUT":
+            document = msgspec.json.decode(body)
+            await write()
+            answer = msgspec.json.encode(document | SERVED_DOCUMENT)
+        headers = [(b"x-nomad-index", b"12"), (b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    return app
+
+
+async def serve(port: int, over: str) -> None:
+    """Be that server until ended."""
+    with tempfile.TemporaryDirectory(prefix="moorage-ceiling-") as place, driving(place) as path:
+        writes = make_writes(unix_channel(path), Store(f"{place}/rows.db"))
+        await writes["create"]()
+        if over:
+            config = uvicorn.Config(
+                make_app(writes["register"]), port=port, http="httptools", lifespan="off", log_level="error",
+                access_log=False,
+            )  # fmt: skip
+            await uvicorn.Server(config).serve()
+            return
+        kind = type("Bound", (Serving,), {"write": staticmethod(writes["register"]), "held": []})
+        server = await asyncio.get_running_loop().create_server(kind, "127.0.0.1", port, backlog=WAITERS)
+        await server.serve_forever()
+
+
 async def main(count: int) -> None:
     """Measure all, print a line each."""
     with tempfile.TemporaryDirectory(prefix="moorage-ceiling-") as place, driving(place) as path:
@@ -224,6 +308,11 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--ask", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--connections", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=int, default=0, help="stay, at this port")
+    parser.add_argument("--over", default="", choices=("", "uvicorn"))
     args = parser.parse_args()
+    if args.serve:
+        uvloop.run(serve(args.serve, args.over))
+        sys.exit()
     asking = ask(args.ask, connections=args.connections, count=args.count) if args.ask else main(args.count)
     uvloop.run(asking)

@@ -95,7 +95,7 @@ async def call(
     method: grpc.aio.UnaryUnaryMultiCallable[Request, bytes]
     method = channel.unary_unary(rpc.path, request_serializer=serialize)
     try:
-        answer = await method(request, timeout=timeout_s, metadata=tuple(metadata))
+        answer = await method(request, timeout=timeout_s, metadata=tuple(metadata) or None)
         return rpc.response_type.FromString(answer)
     except asyncio.CancelledError:
         await anyio.lowlevel.checkpoint()

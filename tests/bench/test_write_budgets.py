@@ -66,14 +66,14 @@ async def measure(*, is_create: bool, clients: int = 1, count: int = 1) -> tuple
 
 @pytest.mark.parametrize(
     ("clients", "count", "budget"),
-    [(1, 1, 1580), (16, 1, 930), (1, 100, 25_800)],
+    [(1, 1, 1080), (16, 1, 820), (1, 100, 24_700)],
 )
 async def test_a_register(clients: int, count: int, budget: float) -> None:
     calls, which = await measure(is_create=False, clients=clients, count=count)
     assert calls <= budget, which.most_common(60)
 
 
-@pytest.mark.parametrize(("clients", "budget"), [(1, 1735), (16, 1590)])
+@pytest.mark.parametrize(("clients", "budget"), [(1, 1690), (16, 1540)])
 async def test_a_create(clients: int, budget: float) -> None:
     calls, which = await measure(is_create=True, clients=clients)
     assert calls <= budget, which.most_common(60)

@@ -65,6 +65,7 @@ class Writing:
         workers = StepWorkers(group, drivers, reporter, clock=clock, budgets=budgets, gate=gate)
         steps = Steps(self.pages, NODE, Link(), gate=gate, settings=settings, random=lambda: 0.5)
         steps.note_run(kit.service.reconciler.epoch)
+        self.pages.offer(NODE, workers)
         await steps.run(workers, random=lambda: 0.5)
 
     def make_request(self, *, is_create: bool, external_id: str = "ext-1", count: int = 1) -> bytes:

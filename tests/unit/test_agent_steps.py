@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import msgspec
 import pytest
+from msgspec import structs
 
 from moorage.agent.budget import Budget
 from moorage.agent.link import Link
@@ -19,7 +19,7 @@ from moorage.agent.steps import StepGate, Steps
 from moorage.agent.worker import StepWorkers
 from moorage.client.api import Client
 from moorage.model import steps
-from moorage.model.assignment import PluginsReported, Report, StepAssignment, StepAssignments
+from moorage.model.assignment import PluginsReported, Report, StepAssignment, StepAssignments, StepReport
 from moorage.model.ids import NodeId, PluginId, Revision
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +71,7 @@ class Agent:
     """The parts of an agent that make controller calls; ``now_s`` is its clock."""
 
     workers: StepWorkers
+    budgets: dict[PluginId, Budget]
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -86,7 +87,7 @@ class Agent:
 @asynccontextmanager
 async def running(calls_max: int = 8) -> AsyncIterator[Agent]:
     agent = Agent()
-    budgets = {NAS: Budget(calls_max, slow_max=0, slow_after_s=60.0)}
+    budgets = agent.budgets = {NAS: Budget(calls_max, slow_max=0, slow_after_s=60.0)}
     async with anyio.create_task_group() as group:
         drivers: Any = {NAS: agent.driver, PluginId("other"): agent.driver}
         workers = agent.workers = StepWorkers(
@@ -228,7 +229,7 @@ async def test_a_report_that_was_made_before_a_fall_lets_nothing_begin() -> None
 async def test_a_driver_that_recovers_leaves_the_others_lists_alone() -> None:
     async with running() as agent:
         agent.steps.gate.renew(90.0, 9.0)
-        other = msgspec.structs.replace(a_step("o"), plugin_id=PluginId("other"))
+        other = structs.replace(a_step("o"), plugin_id=PluginId("other"))
         agent.steps.gate.note_well([PluginId("other")])
         agent.server.tell(a_step("a"), other)
         await anyio.wait_all_tasks_blocked()
@@ -260,3 +261,68 @@ async def test_the_end_of_a_sick_drivers_call_is_told_once_the_server_knows_what
         await anyio.wait_all_tasks_blocked()
         assert agent.driver.begun == ["a", "b"]
         assert ends == [()]
+
+
+async def test_a_step_on_no_list_is_made_at_once_and_its_serial_key_is_kept_for_it() -> None:
+    async with running() as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        told: list[object] = []
+
+        async def ask() -> None:
+            told.append(await agent.workers.try_now(a_step("a")))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            assert agent.steps.list_calling() == ("a",)
+            # Behind it waits what is listed, and what would be asked at once is not.
+            agent.server.tell(a_step("b", serial="a"), a_step("c"))
+            await anyio.wait_all_tasks_blocked()
+            assert agent.driver.begun == ["a", "c"]
+            assert await agent.workers.try_now(a_step("a")) is None
+            agent.driver.go.set()
+        await anyio.wait_all_tasks_blocked()
+        assert agent.driver.begun == ["a", "c", "b"]
+        assert [type(one) for one in told] == [StepReport]
+        assert agent.steps.list_calling() == ()
+
+
+async def test_a_step_on_no_list_that_would_have_to_wait_is_not_made() -> None:
+    async with running(calls_max=1) as agent:
+        agent.driver.go.set()
+        assert await agent.workers.try_now(a_step("no lease")) is None
+        agent.steps.gate.renew(100.0, 9.0)
+        assert await agent.workers.try_now(structs.replace(a_step("x"), serial_key="")) is None
+        assert await agent.workers.try_now(structs.replace(a_step("x"), plugin_id=PluginId("none"))) is None
+        agent.driver.go = anyio.Event()
+        agent.server.tell(a_step("a"), a_step("b"))
+        await anyio.wait_all_tasks_blocked()
+        # One has the slot, the other waits for it.
+        assert await agent.workers.try_now(a_step("c")) is None
+        agent.driver.go.set()
+        await anyio.wait_all_tasks_blocked()
+        agent.steps.gate.note_sick(NAS)
+        assert await agent.workers.try_now(a_step("sick")) is None
+        tell(agent, NAS, count=1)
+        assert await agent.workers.try_now(a_step("well")) is not None
+        assert agent.driver.begun == ["a", "b", "well"]
+
+
+async def test_a_step_on_no_list_whose_caller_leaves_gives_everything_back() -> None:
+    async with running(calls_max=1) as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        with anyio.move_on_after(0.02):
+            await agent.workers.try_now(a_step("a"))
+        assert agent.steps.list_calling() == ()
+        agent.driver.go.set()
+        assert await agent.workers.try_now(a_step("a")) is not None
+
+
+async def test_a_call_without_an_answer_is_told_as_one_and_its_volume_counts_as_hanging() -> None:
+    async with running(calls_max=1) as agent:
+        agent.steps.gate.renew(100.0, 9.0)
+        told = await agent.workers.try_now(structs.replace(a_step("a"), timeout_s=-2.0))
+        assert told is not None
+        assert isinstance(told.outcome, steps.Failed)
+        assert told.outcome.fault.status == "DEADLINE_EXCEEDED"
+        assert "a" in agent.budgets[NAS]._hanging

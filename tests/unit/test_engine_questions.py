@@ -192,3 +192,69 @@ async def test_a_step_that_moved_is_told_by_its_new_node_only_and_withdrawn_ther
             assert asked.revision not in [s.revision for s in news.steps]
             assert asked.key in {*news.gone, *(s.key for s in news.steps)}
             group.cancel_scope.cancel()
+
+
+class Near:
+    """The agent in the server's process: what it was asked, and what it says."""
+
+    def __init__(self, kit: Kit, node_id: NodeId = NODE) -> None:
+        self.kit = kit
+        self.asked: list[StepAssignment] = []
+        self.is_free = True
+        kit.service.operations.questions.offer(node_id, self.ask)
+
+    async def ask(self, assignment: StepAssignment) -> StepReport | None:
+        """See ``engine.questions.AskNear``."""
+        self.asked.append(assignment)
+        if not self.is_free:
+            return None
+        # While it is asked nobody else is.
+        assert not self.kit.service.reconciler.assigned
+        outcome = self.kit.driver.run(assignment.step)
+        return StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=0.01)
+
+
+async def test_a_question_about_a_volume_is_asked_by_the_agent_of_this_process() -> None:
+    async with running_kit() as kit:
+        near = Near(kit)
+        kit.is_calling = False
+        await register(kit)
+        kit.driver.fail(steps.ValidateVolume, fault("NOT_FOUND", final=True))
+        with pytest.raises(Rejected, match="could not be found"):
+            await register(kit, 2)
+        assert [type(a.step) for a in near.asked] == [steps.ValidateVolume] * 2
+        assert not kit.service.reconciler.assigned
+
+
+async def test_a_question_that_has_to_wait_or_to_be_tried_again_goes_the_way_of_every_call() -> None:
+    async with running_kit() as kit:
+        near = Near(kit)
+        near.is_free = False
+        await register(kit)
+        assert [a.revision for a in near.asked] == [1]
+        near.is_free = True
+        kit.driver.fail(steps.ValidateVolume, fault("UNAVAILABLE", final=False))
+        began_s = anyio.current_time()
+        await register(kit, 2)
+        # The second try came after the pause, and not to the agent of this process by name.
+        assert anyio.current_time() - began_s >= 0.2
+        assert len(near.asked) == 2
+        assert len(kit.driver.calls) == 3
+        assert not kit.service.reconciler.assigned
+
+
+async def test_a_question_that_is_not_this_processs_or_about_no_volume_is_handed_out() -> None:
+    async with running_kit() as kit:
+        near = Near(kit, OTHER)
+        await register(kit)
+        near = Near(kit)
+        await list_volumes(kit)
+        assert not near.asked
+        assert len(kit.driver.calls) == 2
+
+
+async def test_a_question_asked_here_takes_no_longer_than_its_caller_waits() -> None:
+    async with running_kit(request_s=0.5) as kit:
+        near = Near(kit)
+        await register(kit)
+        assert [a.timeout_s for a in near.asked] == [0.5]

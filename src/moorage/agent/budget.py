@@ -111,6 +111,11 @@ class Budget:
         """A slot for the block's one call; ``subject`` names the volume."""
         return Slot(self, Ticket(direction, subject))
 
+    def take_now(self, direction: Direction, subject: str) -> Ticket | None:
+        """A slot for one call, to be given back, if one is free and nobody waits for it."""
+        ticket = Ticket(direction, subject)
+        return ticket if self.take_free(ticket) else None
+
     def _choose(self, ticket: Ticket) -> _Shelf:
         return self._slow if self._has_slow and ticket.subject in self._hanging else self._usual
 

@@ -327,6 +327,7 @@ class _Agent:
             budgets=self._plugins.controller_budgets,
             gate=self._steps.gate,
         )
+        self._client.offer(self._node.id, workers)
         await self._steps.run(workers, random=self._around.random)
 
     def _fault(self, fault: MoorageError) -> None:

@@ -16,7 +16,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from moorage.agent.budget import Budget
-from moorage.agent.calls import call_driver, take_turn
+from moorage.agent.calls import call_driver, is_no_answer, take_turn
 from moorage.agent.ports import Clock, Driver
 from moorage.agent.reporter import Reporter
 from moorage.model.assignment import StepAssignment, StepAssignments, StepReport
@@ -134,6 +134,34 @@ class StepWorkers:
         """The serial keys that have a call now."""
         return tuple(sorted(serial for serial in self._calling if serial))
 
+    async def try_now(self, assignment: StepAssignment) -> StepReport | None:
+        """The outcome of a step that is on no list, made at once in the caller's task; None, and nothing is called,
+        where it would have to wait: for a call of its serial key, for a slot, for the lease or the driver's health."""
+        plugin_id, step, serial = assignment.plugin_id, assignment.step, assignment.serial_key
+        driver, budget = self._drivers.get(plugin_id), self._budgets.get(plugin_id)
+        if driver is None or budget is None or not serial or serial in self._queues:
+            return None
+        if not self._gate.is_open or not self._gate.is_told(plugin_id):
+            return None
+        ticket = budget.take_now(direction_of(step), serial)
+        if ticket is None:
+            return None
+        # Who comes with this key meanwhile waits, as behind a worker.
+        self._queues[serial] = deque()
+        self._calling.add(serial)
+        began_s = now_s()
+        try:
+            outcome = await call_driver(driver, step, timeout_s=assignment.timeout_s, clock=self._clock)
+            ticket.no_answer = is_no_answer(outcome)
+        finally:
+            budget.give_back(ticket)
+            self._calling.discard(serial)
+            if queue := self._queues.pop(serial):
+                self._put_to_work(serial, queue)
+            self._gate.note_end(plugin_id)
+        _log_outcome(assignment, outcome)
+        return StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=now_s() - began_s)
+
     def _begin_left(self) -> None:
         while self._left and len(self._in_hand) < QUEUE_MAX:
             key, _ = self._left.popitem(last=False)
@@ -163,7 +191,10 @@ class StepWorkers:
         if queue is not None:
             queue.append(assignment)
             return
-        self._queues[serial] = deque((assignment,))
+        self._put_to_work(serial, deque((assignment,)))
+
+    def _put_to_work(self, serial: str, queue: deque[StepAssignment]) -> None:
+        self._queues[serial] = queue
         if self._resting:
             self._resting.pop().begin(serial)
         else:
@@ -218,7 +249,6 @@ class StepWorkers:
         return None
 
     async def _carry_out(self, assignment: StepAssignment) -> None:
-        plugin_id = assignment.plugin_id
         began_s = now_s()
         outcome = await self._call(assignment)
         if outcome is None:
@@ -229,16 +259,7 @@ class StepWorkers:
         took_s = now_s() - began_s
         report = StepReport(key=assignment.key, revision=assignment.revision, outcome=outcome, took_s=took_s)
         await self._reporter.send(report, lambda is_taken: self._done(assignment, is_taken=is_taken))
-        fault = outcome.fault if isinstance(outcome, Failed) else None
-        # Questions come as often as anybody asks, and change nothing: a failed one is worth a line, another is not.
-        note = log.info if fault is not None or not is_question(assignment.step) else log.debug
-        note(
-            "step.done" if fault is None else "step.failed",
-            key=assignment.key,
-            plugin=plugin_id,
-            step=type(assignment.step).__name__,
-            status=fault.status if fault else "OK",
-        )
+        _log_outcome(assignment, outcome)
 
     def _done(self, assignment: StepAssignment, *, is_taken: bool) -> None:
         if self._in_hand.get(assignment.key) == assignment.revision:
@@ -252,3 +273,17 @@ class StepWorkers:
             if listed is not None and listed.revision == assignment.revision:
                 del self._listed[assignment.key]
         self._begin_left()
+
+
+def _log_outcome(assignment: StepAssignment, outcome: Outcome) -> None:
+    fault = outcome.fault if isinstance(outcome, Failed) else None
+    # Questions come as often as anybody asks, and change nothing: a failed one is worth a line, another is not.
+    if fault is None and is_question(assignment.step):
+        return
+    log.info(
+        "step.done" if fault is None else "step.failed",
+        key=assignment.key,
+        plugin=assignment.plugin_id,
+        step=type(assignment.step).__name__,
+        status=fault.status if fault else "OK",
+    )

@@ -246,7 +246,19 @@ class Router:
 
     def find(self, parts: tuple[str, ...]) -> Found | None:
         """The route of a path's segments, or None."""
-        return self._find(self._root, parts, 0, ())
+        node: Any = self._root
+        taken: list[str] = []
+        for at, part in enumerate(parts):
+            named = node.named.get(part)
+            if named is not None and node.any is not None:
+                # It may be either; nearly no path gets here.
+                return self._find(node, parts, at, tuple(taken))
+            if named is None:
+                taken.append(part)
+            node = named or node.any
+            if node is None:
+                return None
+        return Found(node.route, tuple(taken)) if node.route is not None else None
 
     def _find(self, node: Any, parts: tuple[str, ...], at: int, taken: tuple[str, ...]) -> Found | None:
         if at == len(parts):

@@ -25,7 +25,9 @@ from moorage.model.assignment import (
     PluginsReported,
     Report,
     Reports,
+    StepAssignment,
     StepAssignments,
+    StepReport,
 )
 from moorage.model.ids import NodeId
 from moorage.model.node import Node
@@ -61,6 +63,14 @@ Found = TypeVar("Found", bound=Indexed)
 Body = TypeVar("Body")
 
 
+class NearSteps(Protocol):
+    """A node's steps as its agent makes them, for a server in the same process."""
+
+    async def try_now(self, assignment: StepAssignment) -> StepReport | None:
+        """The outcome of a step that is on no list; None where it cannot be made at once."""
+        ...
+
+
 class AgentPages(Protocol):
     """What an agent asks of its server, by whatever way. All raise Unavailable (ask again) and Rejected (never)."""
 
@@ -88,6 +98,10 @@ class AgentPages(Protocol):
 
     async def wait_claims(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> ClaimAssignments:
         """The claims of this node, once they are news."""
+        ...
+
+    def offer(self, node_id: NodeId, steps: NearSteps) -> None:
+        """Let the server ask this node's drivers without a page, if it is in this process."""
         ...
 
 
@@ -131,6 +145,9 @@ class Client:
     async def wait_claims(self, node_id: NodeId, index: int, wait_s: float, epoch: int = 0) -> ClaimAssignments:
         """The claims of this node, as soon as they differ from those at ``index``; ``epoch``: as in ``wait_steps``."""
         return _decode(await self._wait(_page(node_id, "claims"), index, wait_s, epoch), ClaimAssignments)
+
+    def offer(self, node_id: NodeId, steps: NearSteps) -> None:
+        """Nothing: the server is elsewhere."""
 
     async def _wait(self, path: str, index: int, wait_s: float, epoch: int) -> Answer:
         query = {"index": str(index), "wait": f"{round(wait_s * 1000)}ms"}

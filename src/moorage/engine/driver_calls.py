@@ -38,22 +38,31 @@ class DriverCalls:
         """Count what an agent reports; before it is folded, since a step's method is known while it is assigned."""
         for report in reports:
             match report:
-                case StepReport(key=key, outcome=outcome):
+                case StepReport(key=key):
                     planned = assigned.get(key)
-                    method = type(planned.assignment.step).__name__ if planned is not None else OTHER
-                    if isinstance(outcome, Failed):
-                        self._count(outcome.fault.method, outcome.fault.status)
-                        method = outcome.fault.method
-                    else:
-                        self._count(method, "OK")
-                    if report.took_s > 0:
-                        self.seconds.setdefault(_bound(method), Histogram()).note(report.took_s)
+                    self.note_step(planned.assignment.step if planned is not None else None, report)
                 case MountFailedReport(fault=fault):
                     self._count(fault.method, fault.status)
                 case MountedReport():
                     self._count("Mount", "OK")
                 case UnmountedReport():
                     self._count("Unmount", "OK")
+
+    def note_step(self, step: Step | None, report: StepReport) -> None:
+        """Count one step's report; None: it is not known which step it was."""
+        outcome = report.outcome
+        if isinstance(outcome, Failed):
+            method = outcome.fault.method
+            self._count(method, outcome.fault.status)
+        else:
+            method = type(step).__name__ if step is not None else OTHER
+            self._count(method, "OK")
+        if report.took_s > 0:
+            method = _bound(method)
+            seconds = self.seconds.get(method)
+            if seconds is None:
+                seconds = self.seconds[method] = Histogram()
+            seconds.note(report.took_s)
 
     def _count(self, method: str, status: str) -> None:
         self.calls[_bound(method), status if status in STATUSES else OTHER] += 1

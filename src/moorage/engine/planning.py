@@ -175,6 +175,11 @@ class Planner:
         due = min(plan.due_at_ns or operation.expires_at_ns, operation.expires_at_ns)
         return msgspec.structs.replace(plan, due_at_ns=due)
 
+    def assign_question(self, key: str, record: Record[Operation], *, now_ns: int) -> Planned | None:
+        """The call that answers a question which is handed out to nobody, and its node; None while nobody can make
+        it."""
+        return self._assign_operation(key, record, now_ns).planned
+
     def _plan_question(self, key: str, now_ns: int) -> Plan:
         found = self.questions.get(key)
         if found is None or found.value.state == "done":

@@ -11,9 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-import anyio
-
 from moorage.errors import MoorageError
+from moorage.waking import Bell
 
 T = TypeVar("T")
 
@@ -28,11 +27,12 @@ class _Round(Generic[T]):
 
 
 class _Question(Generic[T]):
-    __slots__ = ("asking", "lock", "next_round")
+    __slots__ = ("asking", "ended", "is_calling", "next_round")
 
     def __init__(self) -> None:
         self.asking = 0
-        self.lock = anyio.Lock(fast_acquire=True)
+        self.is_calling = False
+        self.ended = Bell()
         self.next_round: _Round[T] = _Round()
 
 
@@ -54,8 +54,12 @@ class Sharing(Generic[T]):
         found.asking += 1
         mine = found.next_round
         try:
-            async with found.lock:
-                if not mine.is_over:
+            while not mine.is_over:
+                if found.is_calling:
+                    await found.ended.wait()
+                    continue
+                found.is_calling = True
+                try:
                     # A turn of the loop for those whose requests came with this one's: they join its round.
                     await asyncio.sleep(0)
                     if found.next_round is mine:
@@ -65,6 +69,9 @@ class Sharing(Generic[T]):
                     except MoorageError as error:
                         mine.error = error
                     mine.is_over = True
+                finally:
+                    found.is_calling = False
+                    found.ended.ring()
         finally:
             found.asking -= 1
             if not found.asking:

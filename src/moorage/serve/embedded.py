@@ -17,11 +17,11 @@ from moorage.api.http import Answer as AppAnswer
 from moorage.api.http import Request
 from moorage.api.params import WAIT_MAX_S
 from moorage.api.refusals import Refusal, of_crash, of_error, refuse
-from moorage.client.api import Client, check_answer
+from moorage.client.api import Client, NearSteps, check_answer
 from moorage.client.transport import Answer, CallTransport
 from moorage.engine.service import Service
 from moorage.errors import Forbidden, MoorageError
-from moorage.model.assignment import ClaimAssignments, Report, StepAssignments
+from moorage.model.assignment import ClaimAssignments, Report, StepAssignment, StepAssignments, StepReport
 from moorage.model.identity import Identity, Peer
 from moorage.model.ids import NodeId
 from moorage.state.view import Record
@@ -72,6 +72,21 @@ class EmbeddedClient(Client):
             if self._is_own(node_id):
                 return found
         return await super().wait_claims(node_id, index, wait_s, epoch)
+
+    def offer(self, node_id: NodeId, steps: NearSteps) -> None:
+        """See ``AgentPages``: the engine asks this node's drivers in the task of the request."""
+        service = self._service
+
+        async def ask(assignment: StepAssignment) -> StepReport | None:
+            if not self._is_own(node_id):
+                return None
+            told = await steps.try_now(assignment)
+            if told is not None:
+                service.nodes.driver_calls.note_step(assignment.step, told)
+                service.diagnostics.note(node_id, (told,), now_ns=service.clock.now_ns())
+            return told
+
+        service.operations.questions.offer(node_id, ask)
 
     def _is_own(self, node_id: NodeId) -> bool:
         """Whether this agent's secret is the node's. Looked up anew only when the identity on record is another."""

@@ -50,6 +50,8 @@ class History(Protocol):
 
 def select_events(batch: EventBatch, prefix: str) -> EventBatch | None:
     """The batch with only the events under the prefix; None when there are none."""
+    if not prefix:
+        return batch if batch.events else None
     events = tuple(event for event in batch.events if event.key.startswith(prefix))
     if not events:
         return None
