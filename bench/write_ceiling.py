@@ -47,7 +47,6 @@ from moorage.rpc import Channel, call, unix_channel
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 ROW = b"x" * 900
-HELD_ANSWER = b"HTTP/1.1 200 OK\r\nX-Nomad-Index: 12\r\nContent-Length: 900\r\n\r\n" + ROW
 SERVED_DOCUMENT = {"Volumes": [{"ExternalID": "any", "Context": {"filler": "x" * 840}}]}
 SERVED_BODY = msgspec.json.encode(SERVED_DOCUMENT)
 SERVED_ANSWER = b"HTTP/1.1 200 OK\r\nX-Nomad-Index: 12\r\nContent-Length: %d\r\n\r\n" % len(SERVED_BODY) + SERVED_BODY
@@ -114,7 +113,19 @@ class Writing(asyncio.Protocol):
 def driving(place: str) -> Iterator[str]:
     """The embedded driver; its socket."""
     path = f"{place}/d.sock"
-    command = [sys.executable, "-m", "moorage", "driver", "local", "-endpoint", f"unix://{path}", "-data", f"{place}/d"]
+    command = [
+        sys.executable,
+        "-m",
+        "moorage",
+        "driver",
+        "local",
+        "--endpoint",
+        f"unix://{path}",
+        "--data",
+        f"{place}/d",
+    ]
+    # A server that stays is ended by a signal.
+    command += ["--die-with-parent", str(os.getpid())]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not Path(path).exists():
@@ -211,20 +222,16 @@ async def wake_waiters() -> float:
         await kind.all_wait.wait()  # type: ignore[attr-defined]
         began_s = loop.time()
         for transport in kind.waiting:  # type: ignore[attr-defined]
-            transport.write(HELD_ANSWER)
+            transport.write(SERVED_ANSWER)
     server.close()
     return (max(ended_s) - began_s) * 1000
 
 
-class Serving(asyncio.Protocol):
+class Serving(Writing):
     """One connection of a server that stays: writes, and reads that wait for them."""
 
-    write: Write
     held: list[asyncio.Transport]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep it."""
-        self._transport = cast(asyncio.Transport, transport)
+    _body = b""
 
     def data_received(self, data: bytes) -> None:
         """Take a request's bytes; the answer comes when what it asks for is done."""
@@ -235,12 +242,12 @@ class Serving(asyncio.Protocol):
                 self._transport.write(SERVED_ANSWER)
             return
         # A head and its body come in several pieces where there are many volumes.
-        self._body = getattr(self, "_body", b"") + data
+        self._body += data
         head, _, body = self._body.partition(b"\r\n\r\n")
         if len(body) < int(head.lower().partition(b"content-length: ")[2].split()[0]):
             return
         self._body = b""
-        self._task = asyncio.create_task(self._answer())  # noqa: TID251 - bare: the connection holds it
+        super().data_received(data)
 
     async def _answer(self) -> None:
         await self.write()

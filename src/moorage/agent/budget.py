@@ -111,25 +111,23 @@ class Budget:
         """A slot for the block's one call; ``subject`` names the volume."""
         return Slot(self, Ticket(direction, subject))
 
-    def take_now(self, direction: Direction, subject: str) -> Ticket | None:
-        """A slot for one call, to be given back, if one is free and nobody waits for it."""
-        ticket = Ticket(direction, subject)
-        return ticket if self.take_free(ticket) else None
+    def is_free(self, subject: str) -> bool:
+        """Whether a call for this volume, begun now, would have a slot at once: one is free and nobody waits."""
+        return not self._waiting and self._choose(subject).free > 0
 
-    def _choose(self, ticket: Ticket) -> _Shelf:
-        return self._slow if self._has_slow and ticket.subject in self._hanging else self._usual
+    def _choose(self, subject: str) -> _Shelf:
+        return self._slow if self._has_slow and subject in self._hanging else self._usual
 
     def take_free(self, ticket: Ticket) -> bool:
         """Give the ticket a slot if one is free and nobody waits."""
-        shelf = self._choose(ticket)
-        if self._waiting or shelf.free <= 0:
+        if not self.is_free(ticket.subject):
             return False
-        self._begin(ticket, shelf)
+        self._begin(ticket, self._choose(ticket.subject))
         return True
 
     async def wait(self, ticket: Ticket) -> None:
         """Return once it is the ticket's turn."""
-        shelf = self._choose(ticket)
+        shelf = self._choose(ticket.subject)
         shelf.wait(ticket)
         self._waiting[ticket] = None
         try:

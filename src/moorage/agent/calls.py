@@ -70,13 +70,8 @@ async def take_turn(
         if not may_begin():
             return None
         outcome = await call()
-        ticket.no_answer = is_no_answer(outcome)
+        ticket.no_answer = isinstance(outcome, Failed) and outcome.fault.status == NO_ANSWER
     return outcome
-
-
-def is_no_answer(outcome: Outcome) -> bool:
-    """Whether the driver said nothing in time."""
-    return isinstance(outcome, Failed) and outcome.fault.status == NO_ANSWER
 
 
 def failed(step: Step, status: str, message: str, *, at_ns: int, is_final: bool = False) -> Failed:

@@ -16,7 +16,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from moorage.agent.budget import Budget
-from moorage.agent.calls import call_driver, is_no_answer, take_turn
+from moorage.agent.calls import call_driver, call_in_turn, take_turn
 from moorage.agent.ports import Clock, Driver
 from moorage.agent.reporter import Reporter
 from moorage.model.assignment import StepAssignment, StepAssignments, StepReport
@@ -141,20 +141,17 @@ class StepWorkers:
         driver, budget = self._drivers.get(plugin_id), self._budgets.get(plugin_id)
         if driver is None or budget is None or not serial or serial in self._queues:
             return None
-        if not self._gate.is_open or not self._gate.is_told(plugin_id):
-            return None
-        ticket = budget.take_now(direction_of(step), serial)
-        if ticket is None:
+        if not (self._gate.is_open and self._gate.is_told(plugin_id) and budget.is_free(serial)):
             return None
         # Who comes with this key meanwhile waits, as behind a worker.
         self._queues[serial] = deque()
         self._calling.add(serial)
         began_s = now_s()
         try:
-            outcome = await call_driver(driver, step, timeout_s=assignment.timeout_s, clock=self._clock)
-            ticket.no_answer = is_no_answer(outcome)
+            # The slot that is free is taken before anybody else has a turn.
+            timeout_s, clock = assignment.timeout_s, self._clock
+            outcome = await call_in_turn(budget, driver, step, subject=serial, timeout_s=timeout_s, clock=clock)
         finally:
-            budget.give_back(ticket)
             self._calling.discard(serial)
             if queue := self._queues.pop(serial):
                 self._put_to_work(serial, queue)

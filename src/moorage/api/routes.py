@@ -246,28 +246,21 @@ class Router:
 
     def find(self, parts: tuple[str, ...]) -> Found | None:
         """The route of a path's segments, or None."""
-        node: Any = self._root
-        taken: list[str] = []
-        for at, part in enumerate(parts):
-            named = node.named.get(part)
-            if named is not None and node.any is not None:
-                # It may be either; nearly no path gets here.
-                return self._find(node, parts, at, tuple(taken))
-            if named is None:
-                taken.append(part)
-            node = named or node.any
-            if node is None:
-                return None
-        return Found(node.route, tuple(taken)) if node.route is not None else None
-
-    def _find(self, node: Any, parts: tuple[str, ...], at: int, taken: tuple[str, ...]) -> Found | None:
-        if at == len(parts):
-            return Found(node.route, taken) if node.route is not None else None
-        named = node.named.get(parts[at])
-        if named is not None:
-            found = self._find(named, parts, at + 1, taken)
-            if found is not None:
-                return found
-        if node.any is not None:
-            return self._find(node.any, parts, at + 1, (*taken, parts[at]))
+        # Where a path may go two ways, the one that is not taken first is put aside.
+        aside: list[tuple[_Node, int, tuple[str, ...]]] = [(self._root, 0, ())]
+        while aside:
+            node, begun, taken = aside.pop()
+            for at, part in enumerate(parts[begun:], start=begun + 1):
+                named = node.named.get(part)
+                if named is None:
+                    if node.any is None:
+                        break
+                    node, taken = node.any, (*taken, part)
+                    continue
+                if node.any is not None:
+                    aside.append((node.any, at, (*taken, part)))
+                node = named
+            else:
+                if node.route is not None:
+                    return Found(node.route, taken)
         return None

@@ -55,8 +55,7 @@ class Questions:
         """The driver's answer, Failed for what it refused or keeps failing at; at the timeout the question itself,
         which tells what its last try said. Units: seconds."""
         key = f"{QUESTIONS}{operation.id}"
-        first = Record(operation, Revision(1), Revision(1))
-        record, took_s = await self._ask_near(key, first, timeout_s)
+        record, took_s = await self._ask_near(key, Record(operation, Revision(1), Revision(1)), timeout_s)
         answer = find_answer(record.value)
         if answer is not None:
             return answer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from moorage.client.api import WAIT_SLACK, Client, NearSteps
+from moorage.client.api import WAIT_SLACK, Client
 from moorage.engine.service import Service
 from moorage.errors import Unavailable
 from moorage.model.assignment import (
@@ -147,9 +147,6 @@ class SimClient(Client):
         if self._host.lie == "stale":
             await anyio.sleep(STALE_S)
         return answer
-
-    def offer(self, node_id: NodeId, steps: NearSteps) -> None:
-        """Nothing: every node is elsewhere."""
 
 
 class _Line(Network):
