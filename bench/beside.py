@@ -1,12 +1,14 @@
 """Two running servers that speak the volumes API, side by side: item by item in turns, so that drift hits both alike.
 
 usage: python bench/beside.py OURS_URL PEER_URL [--volumes N] [--rounds R] [--seconds S] [--waiters W] [--plugin P]
-           [--writes N] [--pause S] [--ours-pid P --peer-pid P] [--only NAME,…] [--out FILE]
+           [--writes N] [--pause S] [--ours-pid P --peer-pid P] [--only NAME,…] [--out FILE] [--reader epoll|streams]
 
 Both are freshly started, have a healthy plugin of that name, and have nothing else to do. Each item is measured in
 rounds (ours, peer, peer, ours, …): its line has the median of either, and the median, the lowest and the highest of the
-rounds' ratios, ours to the peer's. Reads are by ``wrk`` if it is there; writes and waiters by ``streams.py``, each time
-in a process of its own. The volumes are always loaded, in slices that take turns. An error in an answer ends the run.
+rounds' ratios, ours to the peer's. Reads are by ``wrk`` if it is there; writes by ``streams.py`` and waiters by
+``waking.py``, each time in a process of its own (--reader streams: waiters by ``streams.py`` too, which takes longer to
+read than a server to answer). The volumes are always loaded, in slices that take turns. An error in an answer ends the
+run.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ STRIDE = 1_000_003
 # What a round's numbers begin after, times the round.
 ROUND_STRIDE = 7001
 WRK = shutil.which("wrk")
+SETTING = ("volumes", "rounds", "seconds", "waiters", "writes", "plugin", "reader")
 
 
 @dataclass
@@ -241,9 +244,9 @@ def run(site: Site, command: Sequence[str], within_s: float) -> str:
     return done.stdout
 
 
-def run_streams(site: Site, *words: str) -> dict[str, float]:
-    """The figures of a client of asyncio streams."""
-    command = [sys.executable, str(HERE / "streams.py"), site.url, *words, "--plugin", site.plugin]
+def run_client(site: Site, program: str, *words: str) -> dict[str, float]:
+    """The figures of a client that is a program of its own."""
+    command = [sys.executable, str(HERE / program), site.url, *words, "--plugin", site.plugin]
     found: dict[str, float] = json.loads(run(site, command, JOB_S))
     return found
 
@@ -268,7 +271,7 @@ def make_write(name: str, clients: int, count: int, args: argparse.Namespace) ->
         external = ("--external-id", site.external_id) if name.startswith("register") else ()
         names = f"w{stamp}-{name.replace('_', '-')}-{number}"
         words = ("write", names, "--clients", str(clients), "--count", str(count), *external)
-        return run_streams(site, *words)["per_s"]
+        return run_client(site, "streams.py", *words)["per_s"]
 
     return Item(name, "/s", measure, args.rounds)
 
@@ -277,8 +280,9 @@ def make_wake(name: str, target: str, args: argparse.Namespace) -> Item:
     """An item of waiters that one write wakes."""
 
     def measure(site: Site, number: int) -> float:
-        words = ("wake", target, "--waiters", str(args.waiters), "--external-id", site.external_id)
-        got = run_streams(site, *words)
+        program = ("waking.py",) if args.reader == "epoll" else ("streams.py", "wake")
+        words = (target, "--waiters", str(args.waiters), "--external-id", site.external_id)
+        got = run_client(site, *program, *words)
         if got["early"]:
             print(f"{name}: {site.name} answered {got['early']:.0f} waiters before the write", flush=True)
         return got["last_ms"]
@@ -317,7 +321,7 @@ def compare_all(args: argparse.Namespace, sites: tuple[Site, Site]) -> dict[str,
         "python": platform.python_version(),
         "reads by": "wrk" if WRK else "bench/client.py",
     }
-    setting = {name: getattr(args, name) for name in ("volumes", "rounds", "seconds", "waiters", "writes", "plugin")}
+    setting = {name: getattr(args, name) for name in SETTING}
     items: dict[str, Any] = {}
     found = {"machine": machine, "setting": setting, "ours": sites[0].url, "peer": sites[1].url, "items": items}
     if not WRK:
@@ -353,6 +357,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each read in each round; wrk: whole ones")
     parser.add_argument("--writes", type=int, default=300, help="of each kind; registers of many clients: four times")
     parser.add_argument("--waiters", type=int, default=1000)
+    parser.add_argument("--reader", choices=("epoll", "streams"), default="epoll", help="how waiters are read")
     parser.add_argument("--pause", type=float, default=2.0, help="seconds before each measurement")
     parser.add_argument("--plugin", default="hostpath", help="its name at either server")
     parser.add_argument("--ours-pid", type=int)

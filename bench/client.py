@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 CALL_S = 300.0
+# Files a process needs besides its connections.
+FILES_SPARE = 100
 
 
 class Refused(Exception):
@@ -43,6 +47,15 @@ def tell_refusal(site: str, what: tuple[str, str], status: int, body: bytes) -> 
 def choose_source(number: int, connections: int) -> tuple[str, int] | None:
     """The address that this one of so many connections comes from: at most 1,000 come from one."""
     return (f"127.0.0.{2 + number // 1000}", 0) if connections > 1000 else None
+
+
+def allow_files(connections: int) -> None:
+    """Let this process have so many connections open, if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + FILES_SPARE
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 @dataclass

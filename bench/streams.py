@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -22,14 +20,12 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from client import Refused, choose_source, find_percentile_ms, tell_refusal
+from client import Refused, allow_files, choose_source, find_percentile_ms, tell_refusal
 from work import READ_ONE, a_member, a_volume
 
 JOB_S = 600.0
 BODY_BYTES_MAX = 1 << 26
 HEAD_END = b"\r\n\r\n"
-# Files a process needs besides its connections.
-FILES_SPARE = 100
 
 
 class Connection:
@@ -175,11 +171,7 @@ def main() -> int:
     parser.add_argument("--plugin", default="hostpath")
     parser.add_argument("--external-id", default="")
     args = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(args.waiters, args.clients) + FILES_SPARE
-    if soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    allow_files(max(args.waiters, args.clients))
     failed: BaseException | None = None
     try:
         print(json.dumps(asyncio.run(run(args))))

@@ -58,12 +58,13 @@ def test_all_is_measured_in_turns(two: tuple[Program, Program], tmp_path: Path) 
 
 @pytest.mark.slow
 def test_reads_without_wrk(two: tuple[Program, Program], tmp_path: Path) -> None:
-    done = compare(two, "--only", "list_all_gzip,list_filter_page,memory", path=str(tmp_path))
+    only = "list_all_gzip,list_filter_page,memory,fanout_read"
+    done = compare(two, "--only", only, "--reader", "streams", path=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     said = [line.split()[0] for line in done.stdout.splitlines()]
     assert "wrk is not on PATH" in done.stdout
     assert "memory: not measured without --ours-pid and --peer-pid" in done.stdout
-    assert said[-2:] == ["list_all_gzip", "list_filter_page"]
+    assert said[-3:] == ["list_all_gzip", "list_filter_page", "fanout_read"]
 
 
 def test_an_error_in_an_answer_ends_the_run(two: tuple[Program, Program]) -> None:
@@ -78,14 +79,23 @@ def test_an_error_in_an_answer_ends_the_run(two: tuple[Program, Program]) -> Non
     assert (done.returncode, done.stdout) == (1, "")
     assert " to PUT /v1/volume/csi/w-0000" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    # And the one that waits: nobody's write wakes it.
+    words = [str(BENCH / "waking.py"), two[1].url, "/v1/namespaces", "--external-id", "e", "--waiters", "3"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert " to PUT /v1/volume/csi/vol-000042: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @asynccontextmanager
-async def chunking(body: bytes, *, cut: int) -> AsyncIterator[int]:
-    """A server that answers anything with this body in two chunks, in writes of so many bytes; its port."""
-    half = len(body) // 2
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:]))
-    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+async def answering(body: bytes, *, cut: int, is_chunked: bool) -> AsyncIterator[int]:
+    """A server that answers anything with this body, in two chunks or plainly, in writes of so many bytes; who waits,
+    once something was put. Its port."""
+    put, half = asyncio.Event(), len(body) // 2
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
+    plain = b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    sent = b"Transfer-Encoding: chunked\r\n\r\n" + chunks if is_chunked else plain
+    answer = b"HTTP/1.1 200 OK\r\nX-Nomad-Index: 7\r\n" + sent
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,6 +103,10 @@ async def chunking(body: bytes, *, cut: int) -> AsyncIterator[int]:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 _, _, length = head.partition(b"content-length: ")
                 await reader.readexactly(int(length.partition(b"\r\n")[0] or b"0"))
+                if head.startswith(b"put"):
+                    put.set()
+                elif b"index=7&wait=" in head:
+                    await put.wait()
                 for low in range(0, len(answer), cut):
                     writer.write(answer[low : low + cut])
                     await writer.drain()
@@ -117,10 +131,25 @@ def load_client() -> ModuleType:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_waiters_are_read_whole(cut: int, is_chunked: bool) -> None:
+    body = b"0\r\n\r\n and 10\r\n" * 5
+    async with answering(body, cut=cut, is_chunked=is_chunked) as port:
+        words = [str(BENCH / "waking.py"), f"http://127.0.0.1:{port}", "/v1/x", "--external-id", "e", "--waiters", "5"]
+        waking = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=subprocess.PIPE)
+        out, _ = await waking.communicate()
+    assert waking.returncode == 0
+    got = json.loads(out)
+    assert got["early"] == 0
+    assert 0 < got["median_ms"] <= got["last_ms"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cut", CUTS)
 async def test_answers_in_chunks(cut: int) -> None:
     body, client = b"0\r\n\r\n and 10\r\n" * 5, load_client()
     left = iter([client.request("GET", "/")] * 3)
-    async with chunking(body, cut=cut) as port:
+    async with answering(body, cut=cut, is_chunked=True) as port:
         got = await client.drive("127.0.0.1", port, lambda: next(left, None), connections=1)
         assert (got.count, got.bad) == (3, 0)
         words = [str(BENCH / "streams.py"), f"http://127.0.0.1:{port}", "write", "w", "--count", "3"]

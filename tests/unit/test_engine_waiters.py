@@ -15,17 +15,13 @@ from moorage.model.ids import Revision
 from moorage.state.feed import Change
 
 
-class Noting(Waiter):
-    """Notes why it was answered."""
+class Named(Waiter):
+    """One with a name."""
 
-    __slots__ = ("name", "noted")
+    __slots__ = ("name",)
 
-    def __init__(self, name: str, noted: list[tuple[str, Why]]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.noted = noted
-
-    def answer(self, why: Why) -> None:
-        self.noted.append((self.name, why))
 
 
 def change(key: str, revision: int) -> Change:
@@ -37,12 +33,23 @@ class Room:
 
     def __init__(self) -> None:
         self.waiters = Waiters()
-        self.noted: list[tuple[str, Why]] = []
+        self.noted: list[tuple[str, Why | None]] = []
 
-    def enter(self, name: str, *topics: str, above: int = 5, least_s: float = 10.0, most_s: float = 11.0) -> Noting:
-        waiter = Noting(name, self.noted)
+    def enter(self, name: str, *topics: str, above: int = 5, least_s: float = 10.0, most_s: float = 11.0) -> Named:
+        waiter = Named(name)
         self.waiters.enter(waiter, topics, above=above, least_s=least_s, most_s=most_s)
         return waiter
+
+    def answer(self, waiters: list[Waiter]) -> None:
+        assert 0 < len(waiters) <= TURN_MAX
+        for waiter in waiters:
+            assert isinstance(waiter, Named)
+            # It is entered no more.
+            assert waiter.topics is None
+            self.noted.append((waiter.name, waiter.why))
+
+    def turn(self, now_s: float) -> None:
+        self.waiters.turn(now_s, self.answer)
 
 
 # -- the register ----------------------------------------------------------------------------------------------------
@@ -54,10 +61,10 @@ def test_a_change_calls_those_of_its_key_and_of_its_table() -> None:
     room.enter("b", "volumes/x/b", "claims/1")
     room.enter("all", "volumes/", "claims/")
     room.waiters.note(change("volumes/x/a", 6))
-    room.waiters.turn(0.0)
+    room.turn(0.0)
     assert room.noted == [("a", "changed"), ("all", "changed")]
     room.waiters.note(change("claims/1", 7))
-    room.waiters.turn(0.0)
+    room.turn(0.0)
     assert room.noted[2:] == [("b", "changed")]
     assert len(room.waiters) == 0
 
@@ -66,11 +73,11 @@ def test_who_waits_for_a_later_revision_goes_on() -> None:
     room = Room()
     room.enter("a", "volumes/x/a", above=6)
     room.waiters.note(change("volumes/x/a", 6))
-    room.waiters.turn(0.0)
+    room.turn(0.0)
     assert room.noted == []
     room.waiters.note(change("volumes/x/a", 7))
     room.waiters.note(change("volumes/x/a", 8))
-    room.waiters.turn(0.0)
+    room.turn(0.0)
     assert room.noted == [("a", "changed")]
 
 
@@ -81,7 +88,7 @@ def test_who_left_is_not_answered() -> None:
     room.waiters.leave(early)
     room.waiters.note(change("k/a", 9))
     room.waiters.leave(called)
-    room.waiters.turn(20.0)
+    room.turn(20.0)
     assert room.noted == []
     assert len(room.waiters) == 0
 
@@ -90,10 +97,10 @@ def test_time_is_up() -> None:
     room = Room()
     room.enter("a", "k/a", least_s=10.0, most_s=10.0)
     room.enter("b", least_s=9.0, most_s=9.02)
-    room.waiters.turn(8.99)
+    room.turn(8.99)
     assert room.noted == []
-    room.waiters.turn(9.0)
-    room.waiters.turn(10.0)
+    room.turn(9.0)
+    room.turn(10.0)
     assert room.noted == [("b", "late"), ("a", "late")]
     # Nothing is kept of them.
     assert (len(room.waiters), room.waiters.ticks) == (0, 0)
@@ -106,7 +113,7 @@ def test_a_stop_calls_all_once() -> None:
     room.enter("c", "k/a", above=100)
     room.waiters.note(change("k/b", 9))
     room.waiters.stop()
-    room.waiters.turn(0.0)
+    room.turn(0.0)
     assert sorted(room.noted) == [("a", "changed"), ("b", "stopping"), ("c", "stopping")]
 
 
@@ -120,7 +127,7 @@ def test_a_turn_answers_only_so_many_and_the_first_ones_fewer() -> None:
         answered = []
         while room.waiters.called:
             before = len(room.noted)
-            room.waiters.turn(0.0)
+            room.turn(0.0)
             answered.append(len(room.noted) - before)
         assert answered == [TURN_MIN, 16, 32, 64, TURN_MAX, TURN_MAX, 24]
         assert [name for name, _ in room.noted[-400:]] == [f"{revision} {number}" for number in range(400)]
@@ -131,7 +138,7 @@ async def test_the_task_sleeps_until_there_is_something_to_do() -> None:
     room = Room()
     waiters = room.waiters
     async with anyio.create_task_group() as group:
-        group.start_soon(waiters.run)
+        group.start_soon(waiters.run, room.answer)
         await anyio.wait_all_tasks_blocked()
         assert waiters.is_running
         turns = waiters.turns

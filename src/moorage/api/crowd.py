@@ -39,9 +39,9 @@ class Crowd:
         """The client waits for one thing more."""
         self._counts[client] += 1
 
-    def leave(self, client: str) -> None:
-        """And for one less."""
-        self._counts[client] -= 1
+    def leave(self, client: str, count: int = 1) -> None:
+        """And for one less, or for so many."""
+        self._counts[client] -= count
         if not self._counts[client]:
             del self._counts[client]
 

@@ -8,7 +8,8 @@ list, a server that stops) goes the long way, as a request that has waited alrea
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections import Counter
+from typing import Protocol, cast
 
 import structlog
 
@@ -19,7 +20,7 @@ from moorage.api.http import Hold, Waited
 from moorage.api.once import Once
 from moorage.api.replies import Replies
 from moorage.engine.service import Service
-from moorage.engine.waiters import Waiter, Why
+from moorage.engine.waiters import Waiter
 from moorage.model.acl import Caller
 
 log = structlog.get_logger()
@@ -51,8 +52,12 @@ class HeldConnection(Protocol):
         """Whether its reader takes what is written, and the connection goes on after it."""
         ...
 
-    def give(self, head: bytes, body: bytes) -> None:
-        """Answer the held read."""
+    def give(self, head: bytes, body: bytes) -> bool:
+        """Answer the held read. Whether there is nothing more to it than that the connection rests."""
+        ...
+
+    def rest(self, now_s: float) -> None:
+        """Nothing is asked on the connection from now on."""
         ...
 
     def pass_on(self, waited: Waited) -> None:
@@ -85,10 +90,6 @@ class HeldRead(Waiter):
         self.caller = caller
         self.held_s = time.perf_counter()
 
-    def answer(self, why: Why) -> None:
-        """Its time has come."""
-        self.room.answer(self, why)
-
     def leave(self) -> None:
         """Its client has gone."""
         self.room.leave(self)
@@ -113,14 +114,11 @@ class HeldReads:
         self._is_stopping = is_stopping
         self._crowd = crowd
         self._waiters = service.reads.waiters
-        # What was answered in this turn, and to whom: nothing changes meanwhile, also not what anybody may do.
-        self._turn = 0
-        self._of_turn: dict[tuple[bytes, str, str], Entry | None] = {}
 
     async def run(self) -> None:
         """Hold and answer until cancelled."""
         with self._is_stopping.calling(self._waiters.stop):
-            await self._waiters.run()
+            await self._waiters.run(self.answer)
 
     # -- coming ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +142,10 @@ class HeldReads:
         read = HeldRead(self, question, connection, caller)
         if hold.is_due:
             entry = self._find_entry(read)
-            return None if entry is None else self._write(read, entry) + entry.body
+            if entry is None:
+                return None
+            self._count(entry.route, 1)
+            return self._write(read, entry) + entry.body
         now_s = connection.now_s()
         self._waiters.enter(
             read, hold.topics, above=hold.above, least_s=now_s + hold.least_s, most_s=now_s + hold.most_s
@@ -167,26 +168,45 @@ class HeldReads:
         waited_s = time.perf_counter() - read.held_s
         return Waited(began_s=read.question.began_s, waited_s=waited_s, left_s=left_s, caller=read.caller)
 
-    def answer(self, read: HeldRead, why: Why) -> None:
-        """Answer it, or let it go the long way."""
-        found = self._of_turn
-        if self._turn != self._waiters.turns:
-            self._turn = self._waiters.turns
-            found.clear()
-        connection, question = read.connection, read.question
-        entry = None
-        if why != "stopping" and connection.may_give():
-            key = (question.target, question.coding, question.secret)
-            try:
-                entry = found[key] if key in found else found.setdefault(key, self._find_entry(read))
-            except Exception:
-                # It is met again, and answered, on the long way.
-                log.exception("held.crashed", path=question.target[:200])
-        if entry is None:
-            connection.pass_on(self.part(read))
-            return
-        self._crowd.leave(connection.client_key)
-        connection.give(self._write(read, entry), entry.body)
+    def answer(self, waiters: list[Waiter]) -> None:
+        """Answer those of one turn, or let them go the long way. First all are written, one after the other, so that
+        the last one's reader waits for nothing else; then the connections rest."""
+        entries: dict[tuple[bytes, str, str], Entry | None] = {}
+        given: list[tuple[HeldConnection, bytes, bytes]] = []
+        routes: list[str] = []
+        passed = []
+        for read in cast(list[HeldRead], waiters):
+            entry = self._choose_entry(read, entries)
+            if entry is None:
+                passed.append(read)
+            else:
+                given.append((read.connection, self._write(read, entry), entry.body))
+                routes.append(entry.route)
+        rest = [connection for connection, head, body in given if connection.give(head, body)]
+        for client, count in Counter([connection.client_key for connection, _, _ in given]).items():
+            self._crowd.leave(client, count)
+        for route, count in Counter(routes).items():
+            self._count(route, count)
+        if rest:
+            now_s = rest[0].now_s()
+            for connection in rest:
+                connection.rest(now_s)
+        for read in passed:
+            read.connection.pass_on(self.part(read))
+
+    def _choose_entry(self, read: HeldRead, found: dict[tuple[bytes, str, str], Entry | None]) -> Entry | None:
+        """The answer, made once a turn for all who ask the same: nothing changes meanwhile, also not what anybody may
+        do. None where it has to go the long way."""
+        if read.why == "stopping" or not read.connection.may_give():
+            return None
+        question = read.question
+        key = (question.target, question.coding, question.secret)
+        try:
+            return found[key] if key in found else found.setdefault(key, self._find_entry(read))
+        except Exception:
+            # It is met again, and answered, on the long way.
+            log.exception("held.crashed", path=question.target[:200])
+            return None
 
     def _find_entry(self, read: HeldRead) -> Entry | None:
         """The answer, by what the caller may do now."""
@@ -202,11 +222,13 @@ class HeldReads:
             self.made += 1
         return entry
 
+    def _count(self, route: str, times: int) -> None:
+        self.answered += times
+        self._app.count_now(route, None, times)
+
     def _write(self, read: HeldRead, entry: Entry) -> bytes:
         """The head of its answer."""
         question, connection, replies = read.question, read.connection, self._replies
-        self.answered += 1
-        self._app.count_now(entry.route, None)
         now_s, began_s = time.perf_counter(), question.began_s
         if replies.is_debugging:
             replies.note(question.target, question.request_id, client=connection.client_key, began_s=began_s)

@@ -172,12 +172,12 @@ class QuickProtocol(LimitedProtocol):
         """Whether its reader takes what is written, and the connection goes on after it."""
         return not self.flow.write_paused and not self._is_ending
 
-    def give(self, head: bytes, body: bytes) -> None:
-        """Answer the held read."""
+    def give(self, head: bytes, body: bytes) -> bool:
+        """Answer the held read. Whether there is nothing more to it than that the connection rests."""
         self._held = None
         transport = self.transport
         if transport.is_closing():
-            return
+            return False
         if len(body) <= JOINED_MAX:
             transport.write(head + body)
         else:
@@ -185,10 +185,15 @@ class QuickProtocol(LimitedProtocol):
             transport.writelines((head, body))
         if self._is_plain_end():
             self.server_state.total_requests += 1
+            return True
+        self.on_response_complete()
+        return False
+
+    def rest(self, now_s: float) -> None:
+        """Nothing is asked on the connection from now on."""
+        if self._is_entered:
             self._phase = "idle"
-            self._book.rest(self, self.loop.time())
-        else:
-            self.on_response_complete()
+            self._book.rest(self, now_s)
 
     def _is_plain_end(self) -> bool:
         """Whether all is sent, the connection goes on, and nothing of a next request has come: nearly always so. What
