@@ -126,9 +126,9 @@ class App:
         stamp = self._service.shelf.stamp if answer.is_kept else None
         return msgspec.structs.replace(answer, repeat=Repeat(found.route.pattern, stamp))
 
-    def count_now(self, route: str, took_s: float | None, times: int = 1) -> None:
+    def count_now(self, route: str, took_s: float | None, *, times: int = 1) -> None:
         """Count a read that was answered without a task, or so many; ``took_s`` None: it waited on purpose."""
-        self._meter.note("GET", route, 200, took_s, times)
+        self._meter.note("GET", route, 200, took_s, times=times)
 
     def _count(self, request: Request, trail: Trail, answer: Answer, took_s: float) -> None:
         is_waiting = answer.stream is not None or "index" in request.query

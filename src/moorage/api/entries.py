@@ -61,7 +61,7 @@ class Asked(Protocol):
         """The answer, or what it would wait for; None for what is refused, or is nothing to be given to others."""
         ...
 
-    def count_now(self, route: str, took_s: float | None, times: int = 1) -> None:
+    def count_now(self, route: str, took_s: float | None, *, times: int = 1) -> None:
         """Count an answer that was given without a task, or so many; None: it waited on purpose."""
         ...
 

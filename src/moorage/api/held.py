@@ -224,7 +224,7 @@ class HeldReads:
 
     def _count(self, route: str, times: int) -> None:
         self.answered += times
-        self._app.count_now(route, None, times)
+        self._app.count_now(route, None, times=times)
 
     def _write(self, read: HeldRead, entry: Entry) -> bytes:
         """The head of its answer."""

@@ -32,7 +32,7 @@ class RequestMeter:
         self._counts: Counter[tuple[str, str, int]] = Counter()
         self._seconds: dict[str, Histogram] = {}
 
-    def note(self, method: str, route: str, status: int, took_s: float | None, times: int = 1) -> None:
+    def note(self, method: str, route: str, status: int, took_s: float | None, *, times: int = 1) -> None:
         """Count an answer, or so many that are alike; ``took_s`` None: it waited on purpose."""
         self._counts[method if method in METHODS else "other", route, status] += times
         if took_s is not None:
