@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 from typing import Any
 from urllib.parse import quote
 
+import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
-from many_volumes import NODE, PLUGIN, Kit, a_volume, put_volumes, running_kit
+from many_volumes import NODE, PLUGIN, Kit, Line, a_volume, put_volumes, running_kit
 
 from moorage.api import answers
 from moorage.api.encoding import Compressor, compress
@@ -18,8 +21,9 @@ from moorage.api.http import Request, encode
 from moorage.api.params import find_query
 from moorage.engine.kept import ENTRY_BYTES, Kept, KeptBody
 from moorage.engine.segments import ROWS_MAX, Piece, Segments
+from moorage.engine.shelf import PREPARED_MAX
 from moorage.model.claim import Claim
-from moorage.model.ids import AllocationId, ClaimId, PluginId, Revision
+from moorage.model.ids import AllocationId, ClaimId, NamespaceName, PluginId, Revision, VolumeId
 from moorage.model.volume import Topology, Volume
 from moorage.rules.authorize import Access
 from moorage.state import keys
@@ -162,6 +166,43 @@ async def test_lists_are_those_made_of_the_records(seed: int) -> None:
             assert got[1] == expected[1], query
             assert json.loads(got[0]) == json.loads(expected[0]), query
             assert got[0] == expected[0], query
+
+
+@pytest.mark.parametrize("query", ["type=csi", "type=csi&prefix=vol-00&plugin_id=" + PLUGIN, "type=csi&namespace=*"])
+async def test_a_first_long_list_holds_up_nobody(query: str) -> None:
+    """Beside a list of many volumes whose stubs were never made, others have their turns; and it shows what came and
+    went while it was made."""
+    async with running_kit() as kit:
+        await put_volumes(kit, map(a_volume, range(6000)))
+        shelf, made = kit.service.shelf, []
+        shelf.made_stubs = 0
+        line = Line(kit)
+
+        async def look() -> None:
+            while True:
+                made.append(shelf.made_stubs)
+                await anyio.lowlevel.checkpoint()
+
+        async def change() -> None:
+            while not shelf.made_stubs:
+                await anyio.lowlevel.checkpoint()
+            await transact(kit, Delete(keys.volume_key(NamespaceName("default"), VolumeId("vol-000017"))))
+            await put_volumes(kit, [a_volume(5999, name="other"), a_volume(6000)])
+            assert shelf.made_stubs < 6000, "too late to be a test"
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(look)
+            group.start_soon(change)
+            body = await line.ask_body(f"/v1/volumes?{query}")
+            group.cancel_scope.cancel()
+        steps = [after - before for before, after in itertools.pairwise([*made, shelf.made_stubs])]
+        assert max(steps) <= PREPARED_MAX + ROWS_MAX
+        assert sum(step > 0 for step in steps) >= 5
+        shown = {found["ID"]: found["Name"] for found in json.loads(body)}
+        assert len(shown) == 6000
+        assert "vol-000017" not in shown
+        assert shown["vol-005999"] == "other"
+        assert json.loads(await line.ask_body(f"/v1/volumes?{query}")) == json.loads(body)
 
 
 async def test_segments_stay_in_order_and_none_is_empty_or_too_long() -> None:

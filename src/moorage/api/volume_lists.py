@@ -46,11 +46,13 @@ async def list_volumes(service: Service, request: Request) -> Answer:
     chosen = compile_volume_filter(options.filter, service.settings.filters) if options.filter else None
     reads = service.reads
     await wait_for_change(service, options, VOLUMES_TOPICS, lambda: reads.volumes_index)
-    return _Listing(service, request, options, chosen).answer()
+    listing = _Listing(service, request, options, chosen)
+    await listing.prepare()
+    return listing.answer()
 
 
 class _Listing:
-    """One list, made without waiting in between."""
+    """One list; its answer is made without waiting in between."""
 
     def __init__(self, service: Service, request: Request, options: ReadOptions, chosen: VolumeFilter | None) -> None:
         self._shelf = service.shelf
@@ -61,12 +63,21 @@ class _Listing:
         self._plugin_id = request.query.get("plugin_id", "")
         self._node_id = request.query.get("node_id", "")
 
+    async def prepare(self) -> None:
+        """Have made what the answer lacks where it may be long: some in a turn of the loop."""
+        if not (self._options.per_page or self._chosen or self._node_id):
+            await self._shelf.prepare(find_ranges(self._shelf, self._find_seen(), self._options.prefix))
+
+    def _find_seen(self) -> tuple[str, ...]:
+        """The namespaces whose volumes are shown."""
+        is_seen = self._request.access.chooser(LIST)
+        names = self._shelf.names.ordered if self._options.namespace == ALL_NAMESPACES else [self._options.namespace]
+        return tuple(name for name in names if is_seen(name))
+
     def answer(self) -> Answer:
         """The answer; a body that is not long is kept for whoever asks alike and sees the same."""
         meta = Meta(index=self._reads.volumes_index)
-        is_seen = self._request.access.chooser(LIST)
-        names = self._shelf.names.ordered if self._options.namespace == ALL_NAMESPACES else [self._options.namespace]
-        seen = tuple(name for name in names if is_seen(name))
+        seen = self._find_seen()
         asked = msgspec.structs.replace(self._options, index=0, wait_s=0.0, waited=None)
         key = (asked, self._plugin_id, self._node_id, seen)
         stamp = self._shelf.stamp

@@ -9,7 +9,7 @@ Never: decides who may see what; waits.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import anyio.lowlevel
@@ -29,6 +29,8 @@ from moorage.state.view import Record
 Key = tuple[str, str]
 WHOLES_BYTES_MAX = 16 << 20
 SHAPES_MAX = 4096
+# Stubs that a list may need made in one turn of the loop: five milliseconds.
+PREPARED_MAX = 1024
 _LAST = 0x10FFFF
 
 
@@ -149,6 +151,23 @@ class Shelf:
             for segment in tuple(found.all) if found is not None else ():
                 self._fill(segment, range(len(segment.ids)))
                 await anyio.lowlevel.checkpoint()
+
+    async def prepare(self, ranges: Iterable[Range]) -> None:
+        """Make what a list of these ranges lacks, some in a turn of the loop: the first list of 100,000 volumes that
+        came since the start would hold up everybody for half a second."""
+        rows, is_first = 0, True
+        for segment, low, high in [span for found in ranges for span in found.spans()]:
+            if segment.piece is None:
+                # Others may have come, or some be gone, since the turn before.
+                if low == 0 and high >= len(segment.ids):
+                    self.piece_of(segment, is_first=is_first)
+                else:
+                    self._fill(segment, range(low, min(high, len(segment.ids))))
+                rows += high - low
+                if rows >= PREPARED_MAX:
+                    rows = 0
+                    await anyio.lowlevel.checkpoint()
+            is_first = False
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
