@@ -272,6 +272,36 @@ async def test_thousands_of_silent_connections_cost_the_sweep_nothing() -> None:
     assert [kept.sweep(now_s) for now_s in (1.0, 5.0, 9.99)] == [0, 0, 0]
 
 
+async def test_without_connections_nothing_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = book.Connections(Limits(head_s=0.3), Hits(), new_id=str)
+    swept: list[float] = []
+    sweep = kept.sweep
+    monkeypatch.setattr(kept, "sweep", lambda now_s: swept.append(now_s) or sweep(now_s))
+    ended = anyio.Event()
+
+    class Slow(Silent):
+        def end(self, why: str) -> None:
+            assert why == "head_time"
+            kept.leave(self)
+            ended.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(kept.run)
+        await anyio.sleep(0.5)
+        assert swept == []
+        slow = Slow()
+        kept.admit(slow, anyio.current_time())
+        kept.heads.enter(slow, anyio.current_time())
+        with anyio.fail_after(5):
+            await ended.wait()
+        assert kept.hits == {"head_time": 1}
+        await anyio.sleep(0.4)
+        count = len(swept)
+        await anyio.sleep(0.5)
+        assert len(swept) == count
+        group.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("address", "client"),
     [

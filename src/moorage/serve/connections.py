@@ -17,6 +17,7 @@ import structlog
 
 from moorage.api.limits import Hits, Limits
 from moorage.serve.lines import Line
+from moorage.waking import Bell
 
 log = structlog.get_logger()
 
@@ -96,6 +97,7 @@ class Connections:
         self.lingering: Line[Connection] = Line(LINGER_S)
         self._clients: dict[str, Client] = {}
         self._said_at_s = float("-inf")
+        self._has_come = Bell()
         self._looks: tuple[tuple[Line[Connection], Callable[[Connection, float], None]], ...] = (
             (self.handshakes, self._look_at_handshake),
             (self.heads, self._look_at_head),
@@ -120,6 +122,8 @@ class Connections:
         handshake, or sent its request's head, for a while.
         """
         self.accepted += 1
+        if not self.count:
+            self._has_come.ring()
         client = self._clients.setdefault(connection.client_key, Client())
         client.count += 1
         self.count += 1
@@ -227,10 +231,12 @@ class Connections:
             line.enter(connection, now_s)
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Sweep until cancelled; while there is no connection there is nothing to look at."""
         limits = self.limits
         shortest_s = min(limits.handshake_s, limits.head_s, limits.body_s, limits.idle_s, limits.write_s)
         while True:
+            while not self.count:
+                await self._has_come.wait()
             await anyio.sleep(min(SWEEP_S, shortest_s / 2))
             # Thousands may be due at once, and everybody else waits for each turn.
             while self.sweep(anyio.current_time()) == SWEPT_MAX:  # noqa: ASYNC110
