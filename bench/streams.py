@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).parent))
 
 from client import Refused, allow_files, choose_source, find_percentile_ms, tell_refusal
-from work import READ_ONE, a_member, a_volume
+from work import READ_ONE, a_volume, tell_woken, waiting_target, waking_body
 
 JOB_S = 600.0
 BODY_BYTES_MAX = 1 << 26
@@ -112,7 +112,7 @@ async def wake(host: str, port: int, args: argparse.Namespace) -> dict[str, floa
     index = find_header((await first.ask("GET", args.what))[0], b"x-nomad-index")
     if index is None:
         raise Refused(f"{host}:{port} said no X-Nomad-Index with {args.what}")
-    target = f"{args.what}{'&' if '?' in args.what else '?'}index={int(index)}&wait=120s"
+    target = waiting_target(args.what, index)
     waiters = [
         await Connection.open(host, port, source=choose_source(number, args.waiters)) for number in range(args.waiters)
     ]
@@ -122,25 +122,20 @@ async def wake(host: str, port: int, args: argparse.Namespace) -> dict[str, floa
         await connection.ask("GET", target)
         ended_s.append(time.perf_counter())
 
-    changed = a_member(42, args.external_id, plugin=args.plugin, MountOptions={"FSType": f"ext{time.time_ns()}"})
+    body = waking_body(args.external_id, args.plugin)
     async with asyncio.TaskGroup() as group:
         for connection in waiters:
             group.create_task(wait(connection))
         await asyncio.sleep(1.0 + args.waiters / 500)
         early, writer = len(ended_s), await Connection.open(host, port)
         began_s = time.perf_counter()
-        await writer.ask("PUT", READ_ONE, json.dumps({"Volumes": [changed]}).encode())
+        await writer.ask("PUT", READ_ONE, body)
         written_s = time.perf_counter()
     if early == args.waiters:
         raise Refused(f"{host}:{port} answered all who waited at {args.what} before anything was written")
     for connection in (first, writer, *waiters):
         connection.close()
-    return {
-        "last_ms": round((max(ended_s) - began_s) * 1e3, 1),
-        "median_ms": round((sorted(ended_s)[args.waiters // 2] - began_s) * 1e3, 1),
-        "write_ms": round((written_s - began_s) * 1e3, 1),
-        "early": early,
-    }
+    return tell_woken(began_s, written_s, ended_s, early=early)
 
 
 def find_first(error: BaseException) -> BaseException:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).parent))
 
 from client import Refused, allow_files, call, choose_source, request, tell_refusal
-from work import READ_ONE, a_member
+from work import READ_ONE, tell_woken, waiting_target, waking_body
 
 JOB_S = 600.0
 PIECE_BYTES = 1 << 16
@@ -106,9 +106,8 @@ def wake(host: str, port: int, args: argparse.Namespace) -> dict[str, float]:
     headers, _ = call(host, port, ("GET", args.target))
     if "x-nomad-index" not in headers:
         raise Refused(f"{site} said no X-Nomad-Index with {args.target}")
-    target = f"{args.target}{'&' if '?' in args.target else '?'}index={int(headers['x-nomad-index'])}&wait=120s"
-    changed = a_member(42, args.external_id, plugin=args.plugin, MountOptions={"FSType": f"ext{time.time_ns()}"})
-    body = json.dumps({"Volumes": [changed]}).encode()
+    target = waiting_target(args.target, headers["x-nomad-index"])
+    body = waking_body(args.external_id, args.plugin)
     with contextlib.ExitStack() as stack, select.epoll() as epoll:
         waiters = [Waiter(host, port, choose_source(number, args.waiters)) for number in range(args.waiters)]
         for waiter in waiters:
@@ -126,13 +125,7 @@ def wake(host: str, port: int, args: argparse.Namespace) -> dict[str, float]:
         writer.ask("PUT", READ_ONE, body)
         if read_all(left, epoll, JOB_S) != len(left):
             raise Refused(f"{site} did not answer all who waited at {args.target} within {JOB_S:g} s")
-    ended_s = sorted(waiter.ended_s for waiter in waiters)
-    return {
-        "last_ms": round((ended_s[-1] - began_s) * 1e3, 1),
-        "median_ms": round((ended_s[args.waiters // 2] - began_s) * 1e3, 1),
-        "write_ms": round((writer.ended_s - began_s) * 1e3, 1),
-        "early": early,
-    }
+    return tell_woken(began_s, writer.ended_s, (waiter.ended_s for waiter in waiters), early=early)
 
 
 def main() -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -61,6 +64,29 @@ def a_member(number: int, external_id: str, *, plugin: str = PLUGIN, **members: 
     """The body of one of the loaded volumes."""
     zone, tier = {"zone": f"z{number % 5}"}, {"tier": "fast" if number % 2 else "slow"}
     return a_volume(f"vol-{number:06d}", external_id, plugin=plugin, Context=zone, Parameters=tier, **members)
+
+
+def waiting_target(target: str, index: str | bytes) -> str:
+    """The target of those who wait at this one for what comes after the index."""
+    return f"{target}{'&' if '?' in target else '?'}index={int(index)}&wait=120s"
+
+
+def waking_body(external_id: str, plugin: str) -> bytes:
+    """The body of the write to ``READ_ONE`` that wakes them: another one each time."""
+    changed = a_member(42, external_id, plugin=plugin, MountOptions={"FSType": f"ext{time.time_ns()}"})
+    return json.dumps({"Volumes": [changed]}).encode()
+
+
+def tell_woken(began_s: float, written_s: float, ended_s: Iterable[float], *, early: int) -> dict[str, float]:
+    """The figures of waiters: milliseconds from the write until it, the median and the last of them were answered;
+    ``early``: how many were answered before it."""
+    ordered = sorted(ended_s)
+    return {
+        "last_ms": round((ordered[-1] - began_s) * 1e3, 1),
+        "median_ms": round((ordered[len(ordered) // 2] - began_s) * 1e3, 1),
+        "write_ms": round((written_s - began_s) * 1e3, 1),
+        "early": early,
+    }
 
 
 @dataclass(frozen=True)

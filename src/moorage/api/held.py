@@ -172,20 +172,18 @@ class HeldReads:
         """Answer those of one turn, or let them go the long way. First all are written, one after the other, so that
         the last one's reader waits for nothing else; then the connections rest."""
         entries: dict[tuple[bytes, str, str], Entry | None] = {}
-        given: list[tuple[HeldConnection, bytes, bytes]] = []
-        routes: list[str] = []
+        given: list[tuple[HeldConnection, bytes, Entry]] = []
         passed = []
         for read in cast(list[HeldRead], waiters):
             entry = self._choose_entry(read, entries)
             if entry is None:
                 passed.append(read)
             else:
-                given.append((read.connection, self._write(read, entry), entry.body))
-                routes.append(entry.route)
-        rest = [connection for connection, head, body in given if connection.give(head, body)]
+                given.append((read.connection, self._write(read, entry), entry))
+        rest = [connection for connection, head, entry in given if connection.give(head, entry.body)]
         for client, count in Counter([connection.client_key for connection, _, _ in given]).items():
             self._crowd.leave(client, count)
-        for route, count in Counter(routes).items():
+        for route, count in Counter([entry.route for _, _, entry in given]).items():
             self._count(route, count)
         if rest:
             now_s = rest[0].now_s()
