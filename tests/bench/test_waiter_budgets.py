@@ -70,7 +70,7 @@ def hold(kit: Kit, target: str, number: int = 0, *, beside: Line | None = None) 
 
 
 @pytest.mark.parametrize("target", [READ, PAGE])
-async def test_a_woken_waiter_costs_few_calls(target: str) -> None:
+async def test_a_woken_waiter_costs_few_calls(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with holding(300) as kit:
         waiters = kit.service.reads.waiters
         first = Line(kit)
@@ -82,15 +82,21 @@ async def test_a_woken_waiter_costs_few_calls(target: str) -> None:
 
         def answer_all() -> None:
             while waiters.called:
-                waiters.turn(0.0, kit.app.held.answer)
+                waiters.turn(0.0, kit.app.held)
 
-        calls = count_calls(answer_all)
+        with monkeypatch.context() as patch:
+            patch.setattr(waiters, "_settle", lambda answering: None)
+            calls = count_calls(answer_all)
         assert all(b"200 OK" in line.wire.writes[0] for line in lines)
         assert calls["RequestResponseCycle.__init__"] == calls["new_uuid"] == 0
         assert calls["App.answer_now"] == kit.app.held.made == 1
         assert calls["JsonSpelling.whole"] + calls["JsonSpelling.cut"] == 1
         assert calls["_WireEncoder.encode"] <= 1
-        assert sum(calls.values()) <= 35 * len(lines), calls.most_common(40)
+        assert sum(calls.values()) <= 14 * len(lines), calls.most_common(40)
+        # What nobody waits for, after the last answer.
+        after = count_calls(lambda: waiters._settle(kit.app.held))
+        assert sum(after.values()) <= 20 * len(lines), after.most_common(40)
+        assert len(waiters) == 0
         # A body is one for all, and copied for nobody; a small one is part of what is written.
         assert all(b'"vol-000042"' in line.wire.writes[-1] for line in lines)
         if target == READ:

@@ -25,6 +25,7 @@ from held_kit import (
 from many_volumes import Line, a_volume, put_volumes, running_kit
 
 from moorage.api.app import App
+from moorage.engine.waiters import TURN_MIN
 from moorage.model.audit import AuditEntry
 from moorage.model.ids import Revision
 from moorage.state import keys
@@ -156,6 +157,43 @@ async def test_an_answer_that_is_taken_in_part_is_looked_at_until_it_is_taken(mo
             assert one.protocol in one.book.idle
         assert line.protocol in line.book.rests
         assert len(other.book.rests) == 0
+
+
+async def test_what_comes_between_an_answer_and_its_settling() -> None:
+    async with holding() as kit:
+        index, waiters = await index_now(kit, READ), kit.service.reads.waiters
+        first = Line(kit)
+        lines = [first, *(Line(kit, beside=first) for _ in range(TURN_MIN))]
+        for line in lines:
+            begin(line, with_index(READ, index))
+        assert isinstance(kit.store, MemoryStore)
+        kit.store._apply([a_put(kit, 1, name="new")])
+        waiters.turn(0.0, kit.app.held)
+        book, idle = first.book, first.book.idle
+        assert [len(line.wire.writes) for line in lines] == [1] * TURN_MIN + [0]
+        assert (len(idle), first.state.total_requests) == (0, 0)
+        again, waiting, slow, half, gone, ended, *_, last = lines
+        begin(again, READ)
+        assert b'"Name":"new"' in b"".join(again.wire.writes)
+        begin(waiting, with_index(READ, kit.service.reads.volumes_index))
+        begin(slow, with_index("/v1/jobs", 1))
+        half.protocol.data_received(b"GET /v1/vol")
+        gone.protocol.connection_lost(None)
+        ended.protocol.shutdown()
+        assert ended.wire.is_closed
+        waiters.turn(0.0, kit.app.held)
+        assert b'"Name":"new"' in b"".join(last.wire.writes)
+        assert [line.protocol in idle for line in lines] == [True, *[False] * 5, *[True] * 3]
+        assert half.protocol in book.heads
+        assert len(book.heads) == 1
+        # The one more is that of the connection that has asked again.
+        assert first.state.total_requests == len(lines) + 1
+        assert len(waiters) == 2
+        half.protocol.data_received(f"ume/csi/vol-000001?index={index}&wait=20s HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert half.wire.writes[-1].endswith(b"}")
+        await write(kit, a_put(kit, 1, name="newer"))
+        assert b'"Name":"newer"' in await end(waiting)
+        assert waiting.protocol in idle
 
 
 @pytest.mark.parametrize("is_dead", [False, True])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from typing import Protocol, cast
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -45,19 +46,15 @@ class HeldConnection(Protocol):
         ...
 
     def first_headers(self) -> Headers:
-        """Those that come before all others."""
-        ...
-
-    def may_give(self) -> bool:
-        """Whether its reader takes what is written, and the connection goes on after it."""
+        """Those that come before all others, alike for all connections."""
         ...
 
     def give(self, head: bytes, body: bytes) -> bool:
-        """Answer the held read. Whether there is nothing more to it than that the connection rests."""
+        """Answer the held read. Whether it could be: else its reader takes nothing, or the connection ends after it."""
         ...
 
-    def rest(self, now_s: float) -> None:
-        """Nothing is asked on the connection from now on."""
+    def settle(self, now_s: float) -> None:
+        """Do what is left to do after an answer, some turns of the loop later at the most."""
         ...
 
     def pass_on(self, waited: Waited) -> None:
@@ -66,28 +63,31 @@ class HeldConnection(Protocol):
 
 
 class Question:
-    """What a read asks for, apart from its waiting: ``target``; and what else of its request its answer needs."""
+    """What reads ask for, apart from their waiting: ``target``; one for all who ask the same in the same way."""
 
-    __slots__ = ("began_s", "coding", "request_id", "secret", "target")
+    __slots__ = ("__weakref__", "coding", "secret", "target")
 
-    def __init__(self, target: bytes, *, secret: str, coding: str, request_id: str, began_s: float) -> None:
+    def __init__(self, target: bytes, coding: str, secret: str) -> None:
         self.target = target
-        self.secret = secret
         self.coding = coding
-        self.request_id = request_id
-        self.began_s = began_s
+        self.secret = secret
 
 
 class HeldRead(Waiter):
-    """One of them."""
+    """One of them. ``began_s``: when its request came, of ``perf_counter``."""
 
-    __slots__ = ("caller", "connection", "held_s", "question", "room")
+    __slots__ = ("began_s", "caller", "connection", "held_s", "question", "request_id", "room")
 
-    def __init__(self, room: HeldReads, question: Question, connection: HeldConnection, caller: Caller) -> None:
+    def __init__(
+        self, room: HeldReads, question: Question, connection: HeldConnection, *,
+        caller: Caller, request_id: str, began_s: float,
+    ) -> None:  # fmt: skip
         self.room = room
         self.question = question
         self.connection = connection
         self.caller = caller
+        self.request_id = request_id.encode("latin-1")
+        self.began_s = began_s
         self.held_s = time.perf_counter()
 
     def leave(self) -> None:
@@ -114,21 +114,31 @@ class HeldReads:
         self._is_stopping = is_stopping
         self._crowd = crowd
         self._waiters = service.reads.waiters
+        self._questions: WeakValueDictionary[tuple[bytes, str, str], Question] = WeakValueDictionary()
+        # Whose answers are written and not settled.
+        self._given: list[HeldConnection] = []
 
     async def run(self) -> None:
         """Hold and answer until cancelled."""
         with self._is_stopping.calling(self._waiters.stop):
-            await self._waiters.run(self.answer)
+            await self._waiters.run(self)
 
     # -- coming ------------------------------------------------------------------------------------------------------
 
-    def hold(
-        self, target: bytes, question: Question, connection: HeldConnection, caller: Caller
-    ) -> HeldRead | bytes | None:
+    def find_question(self, target: bytes, coding: str, secret: str) -> Question:
+        """The one for all who ask this now."""
+        key = (target, coding, secret)
+        found = self._questions.get(key)
+        if found is None:
+            found = self._questions[key] = Question(target, coding, secret)
+        return found
+
+    def hold(self, target: bytes, read: HeldRead) -> HeldRead | bytes | None:
         """A read that waits from now on, or its answer where it need not; None: it has to go the long way.
 
         ``target``: with what it says about waiting.
         """
+        connection = read.connection
         client = connection.client_key
         if not self._waiters.is_running or self._is_stopping.is_set() or self._crowd.is_full(client):
             return None
@@ -139,13 +149,12 @@ class HeldReads:
         hold = self._app.answer_now(request)
         if not isinstance(hold, Hold):
             return None
-        read = HeldRead(self, question, connection, caller)
         if hold.is_due:
             entry = self._find_entry(read)
             if entry is None:
                 return None
             self._count(entry.route, 1)
-            return self._write(read, entry) + entry.body
+            return self._write(entry, [read])[0] + entry.body
         now_s = connection.now_s()
         self._waiters.enter(
             read, hold.topics, above=hold.above, least_s=now_s + hold.least_s, most_s=now_s + hold.most_s
@@ -166,48 +175,59 @@ class HeldReads:
         self.leave(read)
         self.passed += 1
         waited_s = time.perf_counter() - read.held_s
-        return Waited(began_s=read.question.began_s, waited_s=waited_s, left_s=left_s, caller=read.caller)
+        return Waited(began_s=read.began_s, waited_s=waited_s, left_s=left_s, caller=read.caller)
 
     def answer(self, waiters: list[Waiter]) -> None:
-        """Answer those of one turn, or let them go the long way. First all are written, one after the other, so that
-        the last one's reader waits for nothing else; then the connections rest."""
-        entries: dict[tuple[bytes, str, str], Entry | None] = {}
-        given: list[tuple[HeldConnection, bytes, Entry]] = []
-        passed = []
+        """Answer those of one turn, or let them go the long way. Who asks the same is given the same, which is looked
+        up once a turn: nothing changes meanwhile, also not what anybody may do. All are written one after the other, so
+        that the last one's reader waits for nothing else."""
+        alike: dict[Question, list[HeldRead]] = {}
+        passed: list[HeldRead] = []
         for read in cast(list[HeldRead], waiters):
-            entry = self._choose_entry(read, entries)
-            if entry is None:
+            if read.why == "stopping":
                 passed.append(read)
+            elif (found := alike.get(read.question)) is not None:
+                found.append(read)
             else:
-                given.append((read.connection, self._write(read, entry), entry))
-        rest = [connection for connection, head, entry in given if connection.give(head, entry.body)]
-        for client, count in Counter([connection.client_key for connection, _, _ in given]).items():
-            self._crowd.leave(client, count)
-        for route, count in Counter([entry.route for _, _, entry in given]).items():
-            self._count(route, count)
-        if rest:
-            now_s = rest[0].now_s()
-            for connection in rest:
-                connection.rest(now_s)
+                alike[read.question] = [read]
+        for reads in alike.values():
+            passed += self._give(reads)
         for read in passed:
             read.connection.pass_on(self.part(read))
 
-    def _choose_entry(self, read: HeldRead, found: dict[tuple[bytes, str, str], Entry | None]) -> Entry | None:
-        """The answer, made once a turn for all who ask the same: nothing changes meanwhile, also not what anybody may
-        do. None where it has to go the long way."""
-        if read.why == "stopping" or not read.connection.may_give():
-            return None
-        question = read.question
-        key = (question.target, question.coding, question.secret)
+    def _give(self, reads: list[HeldRead]) -> list[HeldRead]:
+        """Answer those who ask the same; those that have to go the long way."""
         try:
-            return found[key] if key in found else found.setdefault(key, self._find_entry(read))
+            entry = self._find_entry(reads[0])
         except Exception:
             # It is met again, and answered, on the long way.
-            log.exception("held.crashed", path=question.target[:200])
-            return None
+            log.exception("held.crashed", path=reads[0].question.target[:200])
+            entry = None
+        if entry is None:
+            return reads
+        body, passed = entry.body, []
+        given = []
+        for read, head in zip(reads, self._write(entry, reads), strict=True):
+            if read.connection.give(head, body):
+                given.append(read.connection)
+            else:
+                passed.append(read)
+        self._given += given
+        for client, count in Counter([connection.client_key for connection in given]).items():
+            self._crowd.leave(client, count)
+        self._count(entry.route, len(given))
+        return passed
+
+    def settle(self) -> None:
+        """Do what is left to do after the answers since the last time."""
+        if self._given:
+            now_s = self._given[0].now_s()
+            for connection in self._given:
+                connection.settle(now_s)
+            self._given.clear()
 
     def _find_entry(self, read: HeldRead) -> Entry | None:
-        """The answer, by what the caller may do now."""
+        """The answer, by what the caller may do now. None where it has to go the long way."""
         question = read.question
         access = find_access(self._service, question.secret)
         if access is None:
@@ -224,15 +244,14 @@ class HeldReads:
         self.answered += times
         self._app.count_now(route, None, times=times)
 
-    def _write(self, read: HeldRead, entry: Entry) -> bytes:
-        """The head of its answer."""
-        question, connection, replies = read.question, read.connection, self._replies
-        now_s, began_s = time.perf_counter(), question.began_s
+    def _write(self, entry: Entry, reads: list[HeldRead]) -> list[bytes]:
+        """The heads of their answers."""
+        replies, now_s = self._replies, time.perf_counter()
         if replies.is_debugging:
-            replies.note(question.target, question.request_id, client=connection.client_key, began_s=began_s)
-        took_s, waited_s = now_s - began_s, now_s - read.held_s
-        first = connection.first_headers()
-        return replies.write(entry, question.request_id, first, took_s=took_s, waited_s=waited_s)
+            for read in reads:
+                request_id, client = read.request_id.decode("latin-1"), read.connection.client_key
+                replies.note(read.question.target, request_id, client=client, began_s=read.began_s)
+        return replies.write_waited(entry, reads, reads[0].connection.first_headers(), now_s)
 
 
 def strip_waiting(target: bytes) -> bytes | None:

@@ -12,7 +12,7 @@ import time
 from moorage.api.admission import find_access, find_secret_in
 from moorage.api.encoding import choose_coding
 from moorage.api.entries import Asked, Entries, read_request
-from moorage.api.held import HeldConnection, HeldRead, HeldReads, Question, strip_waiting
+from moorage.api.held import HeldConnection, HeldRead, HeldReads, strip_waiting
 from moorage.api.limits import Limits
 from moorage.api.replies import Replies
 from moorage.api.request_ids import choose_id
@@ -86,8 +86,11 @@ class Quick:
             if plain is None:
                 return None
             request_id = choose_id(given_id, self._service.chance.new_id)
-            question = Question(plain, secret=secret, coding=coding, request_id=request_id, began_s=began_s)
-            return self.held.hold(target, question, connection, access.caller)
+            question = self.held.find_question(plain, coding, secret)
+            read = HeldRead(
+                self.held, question, connection, caller=access.caller, request_id=request_id, began_s=began_s
+            )
+            return self.held.hold(target, read)
         key = (coding, access.is_open, access.acl)
         entry = self.entries.find(target, key)
         if entry is None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import structlog
 
 from moorage.api.entries import Entry, Headers
+
+
+class WaitedRead(Protocol):
+    """A read that has waited: the bytes of its ``request_id``, and when it came and when its wait began, of
+    ``perf_counter``."""
+
+    request_id: bytes
+    began_s: float
+    held_s: float
 
 
 class Replies:
@@ -23,19 +33,26 @@ class Replies:
         self._first: Headers | None = None
         self._lead = b""
 
-    def write(
-        self, entry: Entry, request_id: str, first: Headers, *, took_s: float, waited_s: float | None = None
-    ) -> bytes:
+    def write(self, entry: Entry, request_id: str, first: Headers, *, took_s: float) -> bytes:
         """The head of an answer. ``first``: headers that come before all others. ``took_s``: since its request came."""
+        parts = (self._find_lead(first), request_id.encode("latin-1"), entry.head, took_s * 1e3)
+        return b"%s%s\r\n%sserver-timing: total;dur=%.2f\r\n\r\n" % parts
+
+    def write_waited(self, entry: Entry, reads: Iterable[WaitedRead], first: Headers, now_s: float) -> list[bytes]:
+        """The heads of one answer for all these, which have waited for it. ``now_s``: of ``perf_counter``."""
+        lead, head = self._find_lead(first), entry.head
+        return [
+            b"%s%s\r\n%sserver-timing: wait;dur=%.2f, total;dur=%.2f\r\n\r\n"
+            % (lead, read.request_id, head, (now_s - read.held_s) * 1e3, (now_s - read.began_s) * 1e3)
+            for read in reads
+        ]
+
+    def _find_lead(self, first: Headers) -> bytes:
         if first is not self._first:
             self._first = first
             lines = b"".join([b"%s: %s\r\n" % line for line in first])
             self._lead = b"HTTP/1.1 200 OK\r\n%svary: %s\r\nx-request-id: " % (lines, self._vary)
-        lead, own_id, took_ms = self._lead, request_id.encode("latin-1"), took_s * 1e3
-        if waited_s is None:
-            return b"%s%s\r\n%sserver-timing: total;dur=%.2f\r\n\r\n" % (lead, own_id, entry.head, took_ms)
-        times = (waited_s * 1e3, took_ms)
-        return b"%s%s\r\n%sserver-timing: wait;dur=%.2f, total;dur=%.2f\r\n\r\n" % (lead, own_id, entry.head, *times)
+        return self._lead
 
     def note(self, target: bytes, request_id: str, *, client: str, began_s: float) -> None:
         """The log's line of an answer."""

@@ -2,16 +2,17 @@
 
 A change looks only at those that wait for its key or its table. They are answered by one task, some in a turn of the
 loop, so that thousands hold up nobody; and what is answered in one turn sees the same records. Those of a turn are
-handed over together: each step for all of them and then the next one takes a fifth less than all steps for each.
+handed over together: each step for all of them and then the next one takes a fifth less than all steps for each. What
+nobody waits for, such as to forget them, comes after the last one has its answer.
 Never: knows what is read; answers before all changes of a revision are there.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import inf
-from typing import Literal
+from typing import Literal, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -25,6 +26,8 @@ from moorage.state.feed import Change
 # readers have their answers while those of the others are made.
 TURN_MIN = 8
 TURN_MAX = 128
+# How many answers may be settled together: a millisecond or two.
+SETTLED_MAX = 1024
 
 Why = Literal["changed", "late", "stopping"]
 
@@ -40,8 +43,16 @@ class Waiter:
     why: Why | None
 
 
-Answer = Callable[[list[Waiter]], None]
-"""Answers those whose time has come, which are entered no more; it must not raise, and not wait."""
+class Answering(Protocol):
+    """Who answers. Nothing here may raise, or wait."""
+
+    def answer(self, waiters: list[Waiter]) -> None:
+        """Answer those whose time has come; they are called only once."""
+        ...
+
+    def settle(self) -> None:
+        """Do what is left to do after the answers since the last time."""
+        ...
 
 
 class Waiters:
@@ -58,13 +69,15 @@ class Waiters:
         self._by_topic: dict[str, dict[Waiter, None]] = {}
         self._wheel: Wheel[Waiter] = Wheel()
         self._called: deque[Waiter] = deque()
+        # Those that are answered, and still entered.
+        self._answered: list[Waiter] = []
         self._turn_size = TURN_MIN
         # Until when the task sleeps; before all times while it is awake, so that nobody wakes it.
         self._next_s = -inf
         self._news: anyio.Event | None = None
 
     def __len__(self) -> int:
-        """How many are entered."""
+        """How many are entered; those among them that are answered are so until they are settled."""
         return self._count
 
     @property
@@ -134,32 +147,40 @@ class Waiters:
         if self._news is not None:
             self._news.set()
 
-    def turn(self, now_s: float, answer: Answer) -> None:
+    def turn(self, now_s: float, answering: Answering) -> None:
         """Answer some of those whose time has come."""
         self.turns += 1
         self._call([w for w in self._wheel.pop_due(now_s) if w.why is None], "late")
         called = self._called
+        first = [called.popleft() for _ in range(min(len(called), self._turn_size))]
         # Who has left by itself meanwhile is on no topic.
-        first = (called.popleft() for _ in range(min(len(called), self._turn_size)))
         found = [waiter for waiter in first if waiter.topics is not None]
-        for waiter in found:
-            self.leave(waiter)
         if found:
-            answer(found)
+            answering.answer(found)
+            self._answered += found
         self._turn_size = min(2 * self._turn_size, TURN_MAX) if called else TURN_MIN
+        if not called or len(self._answered) >= SETTLED_MAX:
+            self._settle(answering)
 
-    async def run(self, answer: Answer) -> None:
+    def _settle(self, answering: Answering) -> None:
+        for waiter in self._answered:
+            self.leave(waiter)
+        self._answered.clear()
+        answering.settle()
+
+    async def run(self, answering: Answering) -> None:
         """Have those answered whose time comes, until cancelled."""
         self.is_running = True
         try:
             while True:
                 if not self._called:
                     await self._sleep()
-                self.turn(anyio.current_time(), answer)
+                self.turn(anyio.current_time(), answering)
                 # Everybody else has a turn.
                 await anyio.lowlevel.checkpoint()
         finally:
             self.is_running = False
+            self._settle(answering)
 
     async def _sleep(self) -> None:
         """Return when somebody is to be answered. One timer, and none while nobody waits."""

@@ -116,7 +116,8 @@ class QuickProtocol(LimitedProtocol):
             self._quick_count < QUICK_MAX
             and not self.is_answering()
             and not self.pipeline
-            and self.may_give()
+            and not self.flow.write_paused
+            and not self._is_ending
             and not self.transport.is_closing()
             and parser.get_method() == b"GET"
             and parser.get_http_version() == "1.1"
@@ -168,44 +169,34 @@ class QuickProtocol(LimitedProtocol):
         """Those that come before all others."""
         return self.server_state.default_headers
 
-    def may_give(self) -> bool:
-        """Whether its reader takes what is written, and the connection goes on after it."""
-        return not self.flow.write_paused and not self._is_ending
-
     def give(self, head: bytes, body: bytes) -> bool:
-        """Answer the held read. Whether there is nothing more to it than that the connection rests."""
+        """Answer the held read. Whether it could be: else its reader takes nothing, or the connection ends after it.
+
+        What ``on_response_complete`` does for others is left to ``settle``.
+        """
+        if self.flow.write_paused or self._is_ending:
+            return False
         self._held = None
         transport = self.transport
         if transport.is_closing():
-            return False
+            return True
         if len(body) <= JOINED_MAX:
             transport.write(head + body)
         else:
             # The body is that of many: it is not copied for each.
             transport.writelines((head, body))
-        if self._is_plain_end():
-            self.server_state.total_requests += 1
-            return True
-        self.on_response_complete()
-        return False
+        return True
 
-    def rest(self, now_s: float) -> None:
-        """Nothing is asked on the connection from now on."""
-        if self._is_entered:
-            self._phase = "idle"
-            self._book.rest(self, now_s)
-
-    def _is_plain_end(self) -> bool:
-        """Whether all is sent, the connection goes on, and nothing of a next request has come: nearly always so. What
-        ``on_response_complete`` does then is to let the connection rest."""
-        transport = self.transport
-        return (
-            self._phase == "busy"
-            and not self._in_message
-            and not self.flow.read_paused
-            and not transport.get_write_buffer_size()
-            and not transport.is_closing()
-        )
+    def settle(self, now_s: float) -> None:
+        """The held read is answered, some turns of the loop ago at the most: the connection rests, unless more has
+        come since, and its reader has to take the answer."""
+        self.server_state.total_requests += 1
+        if not self._is_entered or self.transport.is_closing():
+            return
+        if self.has_unsent():
+            self._untaken = None
+            self._book.rests.enter(self, now_s)
+        self._note_phase()
 
     def pass_on(self, waited: Waited) -> None:
         """Let the held read go the long way: begin it as the request that it would have been."""
