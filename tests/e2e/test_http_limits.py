@@ -8,10 +8,12 @@ from typing import Any
 
 import anyio
 import pytest
+import uvicorn
 from limited_site import LONG, is_closed, read_all, read_answer, serving
 
 from moorage.api.limits import Hits, Limits, client_of
 from moorage.serve import connections as book
+from moorage.serve import http
 from moorage.serve.open_files import bound_connections
 
 pytestmark = pytest.mark.anyio
@@ -300,6 +302,31 @@ async def test_without_connections_nothing_is_swept(monkeypatch: pytest.MonkeyPa
         await anyio.sleep(0.5)
         assert len(swept) == count
         group.cancel_scope.cancel()
+
+
+async def test_a_server_looks_at_the_date_alone_and_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    look = uvicorn.Server.on_tick
+
+    async def note(server: uvicorn.Server, counter: int) -> bool:
+        looks.append(anyio.current_time())
+        return await look(server, counter)
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", note)
+    monkeypatch.setattr(http, "DATE_S", 0.5)
+    dates: set[str] = set()
+    with anyio.fail_after(30):
+        async with serving() as site:
+            while len(dates) < 3:
+                stream = await site.connect(sent=GET)
+                head = (await read_answer(stream)).partition(b"\r\n\r\n")[0].decode()
+                dates |= {line for line in head.split("\r\n") if line.startswith("date: ")}
+                await anyio.sleep(0.05)
+    assert min(after - before for before, after in zip(looks[1:-1], looks[2:-1], strict=False)) > 0.4
+    monkeypatch.setattr(http, "DATE_S", 600.0)
+    with anyio.fail_after(30):
+        async with serving() as site:
+            await site.until(lambda: len(looks) > 0)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,12 @@ from moorage.serve.addresses import UNIX
 from moorage.serve.connections import Connections
 from moorage.serve.handshakes import TlsListener
 from moorage.serve.quick_protocol import bind_book
+from moorage.waking import Bell
 
 STOP_GRACE_S = 5
+# How often the date in the answers' heads is renewed, and the number of a tick at which uvicorn does so.
+DATE_S = 1.0
+_DATE_TICK = 0
 BACKLOG = 4096
 
 
@@ -34,6 +38,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.group: TaskGroup | None = None
         self._book = book
+        self._is_ending = Bell()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -60,6 +65,17 @@ class _Server(uvicorn.Server):
             servers.append(accepting)
         self.servers = servers
         self.started = True
+
+    async def main_loop(self) -> None:
+        """Renew the date until ``end``. uvicorn looks ten times a second whether it is to end, which is most of what an
+        idle server does."""
+        while not await self.on_tick(_DATE_TICK):
+            await self._is_ending.wait(DATE_S)
+
+    def end(self) -> None:
+        """Let requests in hand end, and serve no more."""
+        self.should_exit = True
+        self._is_ending.ring()
 
 
 def open_socket(bind: str) -> socket.socket:
@@ -177,7 +193,7 @@ async def serve_http(
                     await anyio.sleep_forever()
                 finally:
                     app.is_stopping.set()
-                    server.should_exit = True
+                    server.end()
 
             group.start_soon(wait_started)
             group.start_soon(connections.run)
