@@ -19,6 +19,7 @@ from moorage.api import answers
 from moorage.api.encoding import Compressor, compress
 from moorage.api.http import Request, encode
 from moorage.api.params import find_query
+from moorage.api.pieces import PIECE_BYTES, TURN_BYTES
 from moorage.engine.kept import ENTRY_BYTES, Kept, KeptBody
 from moorage.engine.segments import ROWS_MAX, Piece, Segments
 from moorage.engine.shelf import PREPARED_MAX
@@ -31,6 +32,8 @@ from moorage.state.store import Delete, Op, Put
 from moorage.state.view import Record
 
 pytestmark = pytest.mark.anyio
+
+LIST = "/v1/volumes?type=csi"
 
 NAMESPACES = ("default", "a", "ops", "zz")
 
@@ -203,6 +206,30 @@ async def test_a_first_long_list_holds_up_nobody(query: str) -> None:
         assert "vol-000017" not in shown
         assert shown["vol-005999"] == "other"
         assert json.loads(await line.ask_body(f"/v1/volumes?{query}")) == json.loads(body)
+
+
+@pytest.mark.parametrize("head", ["", "Accept-Encoding: gzip\r\n"])
+async def test_a_long_list_whose_reader_takes_everything_holds_up_nobody(head: str) -> None:
+    """A fast reader's socket is never full: what ends a turn of writing is then the server alone."""
+    async with running_kit() as kit:
+        await put_volumes(kit, map(a_volume, range(6000)))
+        line, written = Line(kit), [0]
+        await line.ask(LIST, head=head)
+
+        async def look() -> None:
+            while True:
+                written.append(sum(map(len, line.wire.writes)))
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(look)
+            whole = await line.ask(LIST, head=head)
+            group.cancel_scope.cancel()
+        steps = [after - before for before, after in itertools.pairwise([*written, len(whole)])]
+        assert max(steps) < TURN_BYTES + PIECE_BYTES
+        if not head:
+            assert len(whole) > 4 * TURN_BYTES
+            assert sum(step > 0 for step in steps) >= len(whole) / (TURN_BYTES + PIECE_BYTES)
 
 
 async def test_segments_stay_in_order_and_none_is_empty_or_too_long() -> None:

@@ -22,7 +22,7 @@ from moorage.api.http import Answer, Request, Stream, Waited
 from moorage.api.limits import Hits, HttpSettings, client_of
 from moorage.api.once import Once
 from moorage.api.params import find_query, split_path
-from moorage.api.pieces import PIECE_BYTES, Whole, cut, gather
+from moorage.api.pieces import PIECE_BYTES, TURN_BYTES, Whole, cut, gather
 from moorage.api.refusals import Refusal, of_crowd, of_limit, refuse
 from moorage.api.request_ids import BoundId, choose_id
 from moorage.api.timing import Timing
@@ -296,8 +296,14 @@ class Door:
         self.unsent_bytes += size
         try:
             parts = [part for piece in gather(pieces) for part in cut(piece)]
+            in_turn = 0
             for number, part in enumerate(parts, start=1):
                 await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+                in_turn += len(part)
+                if in_turn >= TURN_BYTES:
+                    # A reader that takes everything at once would have the loop for as long as the body is.
+                    in_turn = 0
+                    await anyio.lowlevel.checkpoint()
         finally:
             self.unsent_bytes -= size
 

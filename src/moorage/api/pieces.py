@@ -7,6 +7,8 @@ from typing import Protocol
 
 # A long body is sent in such pieces, so that a slow reader keeps little in the server's buffers.
 PIECE_BYTES = 256 << 10
+# How much of one body may be written in a turn of the loop: half a millisecond of the kernel's copying.
+TURN_BYTES = 512 << 10
 SMALL_BYTES = 16 << 10
 
 
