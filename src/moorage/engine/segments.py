@@ -62,9 +62,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 class Segment:
     """Some volumes that follow each other. ``rows`` has None where a stub must be made anew."""
 
-    __slots__ = ("_columns", "ids", "is_first", "piece", "records", "rows")
+    __slots__ = ("_columns", "ids", "is_first", "piece", "records", "rows", "version")
 
     def __init__(self) -> None:
+        # Another one whenever a volume in it is another, or is gone, or has come, or its claims are others.
+        self.version = 0
         self.ids: list[str] = []
         self.records: list[Record[Volume]] = []
         self.rows: list[Row | None] = []
@@ -82,6 +84,7 @@ class Segment:
 
     def note_change(self) -> None:
         """A volume in it is another, or is gone, or has come."""
+        self.version += 1
         self.piece = None
         if self._columns:
             self._columns = {}

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio.lowlevel
 
 from moorage.engine.kept import Kept
 from moorage.engine.reads import Reads, VolumeRead
 from moorage.engine.segments import START, Names, Piece, Place, Row, Segment, Segments, Shape
+from moorage.engine.sharing import Sharing
 from moorage.model.claim import Allocation, Claim
 from moorage.model.ids import PluginId
 from moorage.model.plugin import Plugin
@@ -51,11 +52,14 @@ class Spelling(Protocol):
 
 
 class Shelf:
-    """All volumes that reads show. ``changes`` counts what may have changed any answer about volumes."""
+    """All volumes that reads show. ``changes`` counts what may have changed any answer about volumes,
+    ``health_changes`` what of it is a plugin's. ``sharing``: long lists that are being made, for all who ask the same.
+    """
 
     def __init__(self, reads: Reads) -> None:
         self.names = Names()
-        self.changes = 0
+        self.changes = self.health_changes = 0
+        self.sharing: Sharing[Any] = Sharing()
         self.kept = Kept()
         # How often bytes were made, for those who count work.
         self.made_stubs = self.made_wholes = self.made_pieces = 0
@@ -126,11 +130,13 @@ class Shelf:
             segment = found.all[place[0]]
             segment.rows[place[1]] = None
             segment.piece = None
+            segment.version += 1
 
     def _note_plugin(self, plugin_id: PluginId) -> None:
         before = self._health.pop(plugin_id, None)
         if before is not None and before == self.health_of(plugin_id):
             return
+        self.health_changes += 1
         self._frames.clear()
         self._wholes.clear()
         self._wholes_bytes = 0
