@@ -49,6 +49,7 @@ def told(listing: _Listing, ranges: Any) -> tuple[bytes, str] | str:
 
 
 PLAIN = _Listing._answer
+FORMAT = msgspec.json.format
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -156,6 +157,34 @@ async def test_a_long_look_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> N
                 assert len(joined) > turns_min
                 assert max(joined) <= volume_lists.TURN_WORK / 4 + segments.ROWS_MAX
             group.cancel_scope.cancel()
+
+
+async def test_to_indent_a_long_list_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    indented: list[int] = []
+
+    def count(text: bytes, indent: int) -> bytes:
+        indented[-1] += text.count(b'"ID":')
+        return FORMAT(text, indent=indent)
+
+    async with running_kit() as kit:
+        await put_volumes(kit, map(a_volume, range(6000)))
+        line = Line(kit)
+        plain = await line.ask_body("/v1/volumes?type=csi")
+        monkeypatch.setattr(msgspec.json, "format", count)
+
+        async def turns() -> None:
+            while True:
+                indented.append(0)
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(turns)
+            await anyio.lowlevel.checkpoint()
+            body = await line.ask_body("/v1/volumes?type=csi&pretty")
+            group.cancel_scope.cancel()
+    assert body == FORMAT(plain, indent=4) + b"\n"
+    assert sum(indented) == 6000
+    assert max(indented) <= segments.ROWS_MAX
 
 
 async def test_who_asks_for_the_same_long_list_waits_for_it_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,9 +94,14 @@ class _Listing:
             ranges = self._find_ranges()
         elif (is_looking or not options.per_page) and self._is_long(ranges) and not self._is_kept():
             key = (self._find_key(), self._request.query.get("pretty", "0"))
-            answer: Answer = await self._shelf.sharing.ask(key, self._make_slowly)
+            return await self._finish(await self._shelf.sharing.ask(key, self._make_slowly))
+        return await self._finish(self._answer(ranges))
+
+    async def _finish(self, answer: Answer) -> Answer:
+        """The answer as it is to look; the pieces of a long one are those of others too."""
+        if not answer.pieces or self._request.query.get("pretty", "0") == "0":
             return answer
-        return self._answer(ranges)
+        return msgspec.structs.replace(answer, pieces=tuple(await _indent(answer.pieces)))
 
     def _is_long(self, ranges: Iterable[Range]) -> bool:
         """Whether more may have to be looked at than should be in one turn of the loop. A read that has waited is
@@ -179,8 +184,6 @@ class _Listing:
         return (asked, self._plugin_id, self._node_id, self._find_seen())
 
     def _answer_long(self, pieces: Sequence[Piece], meta: Meta, next_token: str) -> Answer:
-        if self._request.query.get("pretty", "0") != "0":
-            pieces = _indent(pieces)
         headers = {**meta.headers(), **_next(next_token)}
         return Answer(pieces=tuple(pieces), content_type=JSON, headers=headers)
 
@@ -262,9 +265,12 @@ def _next(token: str) -> dict[str, str]:
     return {"X-Nomad-NextToken": token} if token else {}
 
 
-def _indent(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces of a long list, written as an indented whole would be."""
-    inner = [msgspec.json.format(b"[%s]" % piece.data.lstrip(b","), indent=4)[1:-2] for piece in pieces[1:-1]]
+async def _indent(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces of a long list, written as an indented whole would be: one in a turn of the loop."""
+    inner = []
+    for piece in pieces[1:-1]:
+        await anyio.lowlevel.checkpoint()
+        inner.append(msgspec.json.format(b"[%s]" % piece.data.lstrip(b","), indent=4)[1:-2])
     return [_BEGIN, *(Piece(b"," + data if number else data) for number, data in enumerate(inner)), Piece(b"\n]\n")]
 
 
