@@ -305,6 +305,52 @@ async def test_without_connections_nothing_is_swept(monkeypatch: pytest.MonkeyPa
         group.cancel_scope.cancel()
 
 
+async def test_a_reader_is_looked_at_once_where_its_answer_is_written_while_it_takes_nothing() -> None:
+    """Else the second look of a moment finds that nothing was taken since the first: slow readers lost the end."""
+    kept = book.Connections(Limits(write_s=1.0), Hits(), new_id=str)
+
+    class Slow(Silent):
+        looks = 0
+
+        def has_unsent(self) -> bool:
+            return True
+
+        def is_reader_overdue(self, wait_s: float) -> bool:
+            assert wait_s == 0.5
+            self.looks += 1
+            return self.looks > 1
+
+    slow = Slow()
+    kept.admit(slow, 0.0)
+    kept.stuck.enter(slow, 0.0)
+    kept.rests.enter(slow, 0.0)
+    kept.sweep(0.5)
+    assert (slow.looks, slow in kept.stuck, slow in kept.rests) == (1, True, True)
+    # It takes again: what is left of the answer is looked at all the same.
+    kept.stuck.leave(slow)
+    slow.looks = 0
+    kept.sweep(1.0)
+    assert (slow.looks, slow in kept.rests) == (1, True)
+
+
+async def test_the_sweep_sleeps_until_somebody_is_due() -> None:
+    """And nobody is ended later for it, whoever comes while it sleeps."""
+    kept = book.Connections(Limits(head_s=5.0, idle_s=60.0), Hits(), new_id=str)
+    shortest_s = min(line.wait_s for line, _ in kept._looks)
+    assert kept.find_pause_s(100.0) == shortest_s == book.LINGER_S
+    silent = Silent()
+    kept.idle.enter(silent, 100.0)
+    assert kept.find_pause_s(100.0) == kept.find_pause_s(157.9) == shortest_s
+    assert kept.find_pause_s(159.0) == pytest.approx(1.0)
+    assert kept.find_pause_s(159.99) == kept.find_pause_s(161.0) == book.SWEEP_S
+    kept.idle.leave(silent)
+    kept.heads.enter(silent, 157.9)
+    assert kept.find_pause_s(161.0) == pytest.approx(1.9)
+    kept.lingering.enter(silent, 161.0)
+    # What is due after it was entered is not due before the pause that was chosen before it came is over.
+    assert all(161.0 + line.wait_s >= 161.0 + shortest_s for line, _ in kept._looks)
+
+
 async def test_a_server_looks_at_the_date_alone_and_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[float] = []
     look = uvicorn.Server.on_tick

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Literal, Protocol
 
 import anyio
@@ -27,6 +28,7 @@ BODY_LOOK_S = 10.0
 # For how long, and for how many at a time, a refusal waits for its reader to close; who is cut off may never read it.
 LINGER_S = 2.0
 LINGERERS_MAX = 256
+# The pause between two sweeps, where something is due so soon.
 SWEEP_S = 0.1
 # How many connections one turn of the loop may look at, and the pause until the next.
 SWEPT_MAX = 8
@@ -224,20 +226,31 @@ class Connections:
     def _look_at_reader(self, line: Line[Connection], connection: Connection, now_s: float) -> None:
         if not connection.has_unsent():
             return
+        if line is self.rests and connection in self.stuck:
+            # It is looked at there; a second look in the same moment would find that nothing was taken since the first.
+            line.enter(connection, now_s)
+            return
         if connection.is_reader_overdue(line.wait_s):
             self.hit("write_time", now_s)
             connection.cut()
         else:
             line.enter(connection, now_s)
 
+    def find_pause_s(self, now_s: float) -> float:
+        """How long nothing has to be swept: until the first of those that wait is due. Who comes meanwhile is not due
+        before the shortest of all waits is over."""
+        lines = [line for line, _ in self._looks]
+        shortest_s = min(line.wait_s for line in lines)
+        firsts = [(line, line.find_first()) for line in lines]
+        due_s = min([first[1] + line.wait_s for line, first in firsts if first is not None], default=inf)
+        return max(min(SWEEP_S, shortest_s / 2), min(shortest_s, due_s - now_s))
+
     async def run(self) -> None:
         """Sweep until cancelled; while there is no connection there is nothing to look at."""
-        limits = self.limits
-        shortest_s = min(limits.handshake_s, limits.head_s, limits.body_s, limits.idle_s, limits.write_s)
         while True:
             while not self.count:
                 await self._has_come.wait()
-            await anyio.sleep(min(SWEEP_S, shortest_s / 2))
+            await anyio.sleep(self.find_pause_s(anyio.current_time()))
             # Thousands may be due at once, and everybody else waits for each turn.
             while self.sweep(anyio.current_time()) == SWEPT_MAX:  # noqa: ASYNC110
                 await anyio.sleep(SWEEP_PAUSE_S)

@@ -145,6 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         """The reader takes again."""
+        self._untaken = None
         self._book.stuck.leave(self)
         super().resume_writing()
 
