@@ -85,7 +85,7 @@ async def test_a_woken_waiter_costs_few_calls(target: str, monkeypatch: pytest.M
                 waiters.turn(0.0, kit.app.held)
 
         with monkeypatch.context() as patch:
-            patch.setattr(waiters, "_settle", lambda answering: None)
+            patch.setattr(waiters, "_finish", lambda answering: None)
             calls = count_calls(answer_all)
         assert all(b"200 OK" in line.wire.writes[0] for line in lines)
         assert calls["RequestResponseCycle.__init__"] == calls["new_uuid"] == 0
@@ -94,7 +94,7 @@ async def test_a_woken_waiter_costs_few_calls(target: str, monkeypatch: pytest.M
         assert calls["_WireEncoder.encode"] <= 1
         assert sum(calls.values()) <= 14 * len(lines), calls.most_common(40)
         # What nobody waits for, after the last answer.
-        after = count_calls(lambda: waiters._settle(kit.app.held))
+        after = count_calls(lambda: waiters._finish(kit.app.held))
         assert sum(after.values()) <= 20 * len(lines), after.most_common(40)
         assert len(waiters) == 0
         # A body is one for all, and copied for nobody; a small one is part of what is written.

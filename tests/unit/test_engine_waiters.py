@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.engine.waiters import SETTLED_MAX, TURN_MAX, TURN_MIN, Waiter, Waiters, Why
+from moorage.engine.waiters import FINISHED_MAX, TURN_MAX, TURN_MIN, Waiter, Waiters, Why
 from moorage.engine.wheel import Wheel
 from moorage.model.ids import Revision
 from moorage.state.feed import Change
@@ -34,8 +34,8 @@ class Room:
     def __init__(self) -> None:
         self.waiters = Waiters()
         self.noted: list[tuple[str, Why | None]] = []
-        # How many were answered at each settling since the one before.
-        self.settled: list[int] = []
+        # How many were answered at each finishing since the one before.
+        self.finished: list[int] = []
 
     def enter(self, name: str, *topics: str, above: int = 5, least_s: float = 10.0, most_s: float = 11.0) -> Named:
         waiter = Named(name)
@@ -48,8 +48,8 @@ class Room:
             assert isinstance(waiter, Named)
             self.noted.append((waiter.name, waiter.why))
 
-    def settle(self) -> None:
-        self.settled.append(len(self.noted) - sum(self.settled))
+    def finish(self) -> None:
+        self.finished.append(len(self.noted) - sum(self.finished))
 
     def turn(self, now_s: float) -> None:
         self.waiters.turn(now_s, self)
@@ -135,7 +135,7 @@ def test_a_turn_answers_only_so_many_and_the_first_ones_fewer() -> None:
         assert answered == [TURN_MIN, 16, 32, 64, TURN_MAX, TURN_MAX, 24]
         assert [name for name, _ in room.noted[-400:]] == [f"{revision} {number}" for number in range(400)]
         # What nobody waits for comes after the last one's answer.
-        assert (room.settled.pop(), room.settled, len(room.waiters)) == (400, [], 0)
+        assert (room.finished.pop(), room.finished, len(room.waiters)) == (400, [], 0)
         room.noted.clear()
 
 
@@ -145,11 +145,11 @@ def test_who_is_answered_and_not_settled_is_called_no_more() -> None:
         room.enter(f"{number}", "k/", least_s=1.0, most_s=1.0)
     room.waiters.note(change("k/a", 9))
     room.turn(0.0)
-    assert (len(room.noted), room.settled) == (TURN_MIN, [])
+    assert (len(room.noted), room.finished) == (TURN_MIN, [])
     room.waiters.note(change("k/a", 10))
     room.turn(2.0)
     room.waiters.stop()
-    assert room.settled == [2 * TURN_MIN]
+    assert room.finished == [2 * TURN_MIN]
     assert room.noted == [(f"{number}", "changed") for number in range(2 * TURN_MIN)]
     assert (len(room.waiters), room.waiters.called) == (0, 0)
 
@@ -157,13 +157,13 @@ def test_who_is_answered_and_not_settled_is_called_no_more() -> None:
 def test_what_is_settled_together_is_bounded() -> None:
     """Also where there is always one more to be answered."""
     room = Room()
-    for number in range(3 * SETTLED_MAX):
+    for number in range(3 * FINISHED_MAX):
         room.enter(f"{number}", "k/")
     room.waiters.note(change("k/a", 9))
     while room.waiters.called:
         room.turn(0.0)
-    assert max(room.settled) < SETTLED_MAX + TURN_MAX
-    assert sum(room.settled) == len(room.noted) == 3 * SETTLED_MAX
+    assert max(room.finished) < FINISHED_MAX + TURN_MAX
+    assert sum(room.finished) == len(room.noted) == 3 * FINISHED_MAX
 
 
 @pytest.mark.anyio

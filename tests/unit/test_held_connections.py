@@ -159,7 +159,7 @@ async def test_an_answer_that_is_taken_in_part_is_looked_at_until_it_is_taken(mo
         assert len(other.book.rests) == 0
 
 
-async def test_what_comes_between_an_answer_and_its_settling() -> None:
+async def test_what_comes_between_an_answer_and_its_finishing() -> None:
     async with holding() as kit:
         index, waiters = await index_now(kit, READ), kit.service.reads.waiters
         first = Line(kit)

@@ -53,7 +53,7 @@ class HeldConnection(Protocol):
         """Answer the held read. Whether it could be: else its reader takes nothing, or the connection ends after it."""
         ...
 
-    def settle(self, now_s: float) -> None:
+    def finish(self, now_s: float) -> None:
         """Do what is left to do after an answer, some turns of the loop later at the most."""
         ...
 
@@ -115,7 +115,7 @@ class HeldReads:
         self._crowd = crowd
         self._waiters = service.reads.waiters
         self._questions: WeakValueDictionary[tuple[bytes, str, str], Question] = WeakValueDictionary()
-        # Whose answers are written and not settled.
+        # Whose answers are written, while there is something left to do about them.
         self._given: list[HeldConnection] = []
 
     async def run(self) -> None:
@@ -218,12 +218,12 @@ class HeldReads:
         self._count(entry.route, len(given))
         return passed
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Do what is left to do after the answers since the last time."""
         if self._given:
             now_s = self._given[0].now_s()
             for connection in self._given:
-                connection.settle(now_s)
+                connection.finish(now_s)
             self._given.clear()
 
     def _find_entry(self, read: HeldRead) -> Entry | None:

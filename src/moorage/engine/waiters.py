@@ -26,8 +26,8 @@ from moorage.state.feed import Change
 # readers have their answers while those of the others are made.
 TURN_MIN = 8
 TURN_MAX = 128
-# How many answers may be settled together: a millisecond or two.
-SETTLED_MAX = 1024
+# How many answers may be finished together: a millisecond or two.
+FINISHED_MAX = 1024
 
 Why = Literal["changed", "late", "stopping"]
 
@@ -50,7 +50,7 @@ class Answering(Protocol):
         """Answer those whose time has come; they are called only once."""
         ...
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Do what is left to do after the answers since the last time."""
         ...
 
@@ -77,7 +77,7 @@ class Waiters:
         self._news: anyio.Event | None = None
 
     def __len__(self) -> int:
-        """How many are entered; those among them that are answered are so until they are settled."""
+        """How many are entered; those among them that are answered are so until they are finished."""
         return self._count
 
     @property
@@ -159,14 +159,14 @@ class Waiters:
             answering.answer(found)
             self._answered += found
         self._turn_size = min(2 * self._turn_size, TURN_MAX) if called else TURN_MIN
-        if not called or len(self._answered) >= SETTLED_MAX:
-            self._settle(answering)
+        if not called or len(self._answered) >= FINISHED_MAX:
+            self._finish(answering)
 
-    def _settle(self, answering: Answering) -> None:
+    def _finish(self, answering: Answering) -> None:
         for waiter in self._answered:
             self.leave(waiter)
         self._answered.clear()
-        answering.settle()
+        answering.finish()
 
     async def run(self, answering: Answering) -> None:
         """Have those answered whose time comes, until cancelled."""
@@ -180,7 +180,7 @@ class Waiters:
                 await anyio.lowlevel.checkpoint()
         finally:
             self.is_running = False
-            self._settle(answering)
+            self._finish(answering)
 
     async def _sleep(self) -> None:
         """Return when somebody is to be answered. One timer, and none while nobody waits."""

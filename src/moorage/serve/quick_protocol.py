@@ -172,7 +172,7 @@ class QuickProtocol(LimitedProtocol):
     def give(self, head: bytes, body: bytes) -> bool:
         """Answer the held read. Whether it could be: else its reader takes nothing, or the connection ends after it.
 
-        What ``on_response_complete`` does for others is left to ``settle``.
+        What ``on_response_complete`` does for others is left to ``finish``.
         """
         if self.flow.write_paused or self._is_ending:
             return False
@@ -187,7 +187,7 @@ class QuickProtocol(LimitedProtocol):
             transport.writelines((head, body))
         return True
 
-    def settle(self, now_s: float) -> None:
+    def finish(self, now_s: float) -> None:
         """The held read is answered, some turns of the loop ago at the most: the connection rests, unless more has
         come since, and its reader has to take the answer."""
         self.server_state.total_requests += 1
