@@ -11,6 +11,7 @@ import anyio
 import pytest
 import uvicorn
 from limited_site import LONG, is_closed, read_all, read_answer, serving
+from many_volumes import Line, many_volumes
 
 from moorage.api.limits import Hits, Limits, client_of
 from moorage.serve import connections as book
@@ -91,8 +92,8 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_little() -> None
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await anyio.to_thread.run_sync(wire.connect, ("127.0.0.1", site.port))
         wire.sendall(GET.replace(b"/a", b"/long"))
-        await site.until(lambda: len(site.connections.stuck) == 1)
-        (connection, _) = site.connections.stuck.find_first() or (None, 0)
+        await site.until(lambda: len(site.connections.unsent) == 1)
+        (connection, _) = site.connections.unsent.find_first() or (None, 0)
         assert connection is not None
         assert connection.transport.get_write_buffer_size() < 1 << 20
         assert site.door.unsent_bytes == len(LONG)
@@ -307,30 +308,24 @@ async def test_without_connections_nothing_is_swept(monkeypatch: pytest.MonkeyPa
 
 async def test_a_reader_is_looked_at_once_where_its_answer_is_written_while_it_takes_nothing() -> None:
     """Else the second look of a moment finds that nothing was taken since the first: slow readers lost the end."""
-    kept = book.Connections(Limits(write_s=1.0), Hits(), new_id=str)
-
-    class Slow(Silent):
-        looks = 0
-
-        def has_unsent(self) -> bool:
-            return True
-
-        def is_reader_overdue(self, wait_s: float) -> bool:
-            assert wait_s == 0.5
-            self.looks += 1
-            return self.looks > 1
-
-    slow = Slow()
-    kept.admit(slow, 0.0)
-    kept.stuck.enter(slow, 0.0)
-    kept.rests.enter(slow, 0.0)
-    kept.sweep(0.5)
-    assert (slow.looks, slow in kept.stuck, slow in kept.rests) == (1, True, True)
-    # It takes again: what is left of the answer is looked at all the same.
-    kept.stuck.leave(slow)
-    slow.looks = 0
-    kept.sweep(1.0)
-    assert (slow.looks, slow in kept.rests) == (1, True)
+    async with many_volumes(1) as kit:
+        line = Line(kit, is_quick=False)
+        book, protocol = line.book, line.protocol
+        await line.ask("/v1/volume/csi/vol-000000")
+        # All is written while the reader takes nothing.
+        line.wire.get_write_buffer_size = lambda: 100  # type: ignore[method-assign]
+        protocol.pause_writing()
+        protocol.on_response_complete()
+        looks: list[float] = []
+        protocol.is_reader_overdue = lambda wait_s: looks.append(wait_s) or len(looks) > 1  # type: ignore[method-assign]
+        now_s = anyio.current_time() + book.unsent.wait_s
+        book.sweep(now_s)
+        assert (looks, protocol in book.unsent) == ([book.unsent.wait_s], True)
+        # It takes again: what is left of the answer is looked at all the same.
+        protocol.resume_writing()
+        looks.clear()
+        book.sweep(now_s + book.unsent.wait_s)
+        assert (len(looks), protocol in book.unsent) == (1, True)
 
 
 async def test_the_sweep_sleeps_until_somebody_is_due() -> None:

@@ -155,8 +155,8 @@ async def test_an_answer_that_is_taken_in_part_is_looked_at_until_it_is_taken(mo
             assert b'"Name":"new"' in await end(one)
             assert one.state.total_requests == 1
             assert one.protocol in one.book.idle
-        assert line.protocol in line.book.rests
-        assert len(other.book.rests) == 0
+        assert line.protocol in line.book.unsent
+        assert len(other.book.unsent) == 0
 
 
 async def test_what_comes_between_an_answer_and_its_finishing() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from math import inf
 from typing import Literal, Protocol
 
@@ -92,10 +91,9 @@ class Connections:
         self.heads: Line[Connection] = Line(limits.head_s)
         self.bodies: Line[Connection] = Line(min(BODY_LOOK_S, limits.body_s))
         self.idle: Line[Connection] = Line(limits.idle_s)
-        # Answers whose reader takes nothing; and rests of answers that are all written.
+        # Those whose reader has not taken all: of an answer that cannot be written on, or that is all written.
         # Each is looked at twice: at the second look it shows whether the reader has taken anything since the first.
-        self.stuck: Line[Connection] = Line(limits.write_s / 2)
-        self.rests: Line[Connection] = Line(limits.write_s / 2)
+        self.unsent: Line[Connection] = Line(limits.write_s / 2)
         self.lingering: Line[Connection] = Line(LINGER_S)
         self._clients: dict[str, Client] = {}
         self._said_at_s = float("-inf")
@@ -105,8 +103,7 @@ class Connections:
             (self.heads, self._look_at_head),
             (self.bodies, self._look_at_body),
             (self.idle, lambda connection, now_s: connection.end("idle_time")),
-            (self.stuck, partial(self._look_at_reader, self.stuck)),
-            (self.rests, partial(self._look_at_reader, self.rests)),
+            (self.unsent, self._look_at_reader),
             (self.lingering, lambda connection, now_s: connection.cut()),
         )
 
@@ -168,9 +165,7 @@ class Connections:
         client.idle.pop(connection, None)
         if not client.count:
             del self._clients[connection.client_key]
-        for line in (
-            self.handshakes, self.heads, self.bodies, self.idle, self.stuck, self.rests, self.lingering,
-        ):  # fmt: skip
+        for line, _ in self._looks:
             line.leave(connection)
 
     def rest(self, connection: Connection, now_s: float) -> None:
@@ -223,18 +218,14 @@ class Connections:
         else:
             self.bodies.enter(connection, now_s)
 
-    def _look_at_reader(self, line: Line[Connection], connection: Connection, now_s: float) -> None:
+    def _look_at_reader(self, connection: Connection, now_s: float) -> None:
         if not connection.has_unsent():
             return
-        if line is self.rests and connection in self.stuck:
-            # It is looked at there; a second look in the same moment would find that nothing was taken since the first.
-            line.enter(connection, now_s)
-            return
-        if connection.is_reader_overdue(line.wait_s):
+        if connection.is_reader_overdue(self.unsent.wait_s):
             self.hit("write_time", now_s)
             connection.cut()
         else:
-            line.enter(connection, now_s)
+            self.unsent.enter(connection, now_s)
 
     def find_pause_s(self, now_s: float) -> float:
         """How long nothing has to be swept: until the first of those that wait is due. Who comes meanwhile is not due

@@ -139,14 +139,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The reader does not take what is written."""
         if self._is_entered:
-            self._untaken = None
-            self._book.stuck.enter(self, self.loop.time())
+            self._watch_reader(self.loop.time())
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """The reader takes again."""
         self._untaken = None
-        self._book.stuck.leave(self)
+        if self.is_answering():
+            self._book.unsent.leave(self)
         super().resume_writing()
 
     # -- the parser --------------------------------------------------------------------------------------------------
@@ -249,8 +249,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._corked = None
         self.server_state.total_requests += 1
         if self._is_entered and self.has_unsent():
-            self._untaken = None
-            self._book.rests.enter(self, self.loop.time())
+            self._watch_reader(self.loop.time())
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -259,6 +258,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
         else:
             self._note_phase()
+
+    def _watch_reader(self, now_s: float) -> None:
+        """See to it from now on that the reader takes what is written."""
+        self._untaken = None
+        self._book.unsent.enter(self, now_s)
 
     # -- the book's view ---------------------------------------------------------------------------------------------
 

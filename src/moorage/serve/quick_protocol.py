@@ -152,8 +152,7 @@ class QuickProtocol(LimitedProtocol):
         if self._phase == "idle":
             book.rest(self, now_s)
         if self._is_entered and self.has_unsent():
-            self._untaken = None
-            book.rests.enter(self, now_s)
+            self._watch_reader(now_s)
 
     # -- held reads --------------------------------------------------------------------------------------------------
 
@@ -194,8 +193,7 @@ class QuickProtocol(LimitedProtocol):
         if not self._is_entered or self.transport.is_closing():
             return
         if self.has_unsent():
-            self._untaken = None
-            self._book.rests.enter(self, now_s)
+            self._watch_reader(now_s)
         self._note_phase()
 
     def pass_on(self, waited: Waited) -> None:
