@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import msgspec
 from many_volumes import NODE, PLUGIN, Kit, a_volume
 
@@ -72,6 +76,22 @@ def a_claim(volume: Volume, number: int) -> Claim:
         access_mode="single-node-writer",
         attachment_mode="file-system",
     )
+
+
+@asynccontextmanager
+async def looking(look: Callable[[], None]) -> AsyncIterator[None]:
+    """Look in each turn of the loop while the block runs."""
+
+    async def look_on() -> None:
+        while True:
+            look()
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(look_on)
+        await anyio.lowlevel.checkpoint()
+        yield
+        group.cancel_scope.cancel()
 
 
 async def transact(kit: Kit, *ops: Op) -> None:

@@ -139,7 +139,7 @@ def test_a_turn_answers_only_so_many_and_the_first_ones_fewer() -> None:
         room.noted.clear()
 
 
-def test_who_is_answered_and_not_settled_is_called_no_more() -> None:
+def test_who_is_answered_and_not_finished_is_called_no_more() -> None:
     room = Room()
     for number in range(2 * TURN_MIN):
         room.enter(f"{number}", "k/", least_s=1.0, most_s=1.0)
@@ -154,7 +154,7 @@ def test_who_is_answered_and_not_settled_is_called_no_more() -> None:
     assert (len(room.waiters), room.waiters.called) == (0, 0)
 
 
-def test_what_is_settled_together_is_bounded() -> None:
+def test_what_is_finished_together_is_bounded() -> None:
     """Also where there is always one more to be answered."""
     room = Room()
     for number in range(3 * FINISHED_MAX):

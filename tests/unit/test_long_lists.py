@@ -12,7 +12,7 @@ import anyio.lowlevel
 import msgspec
 import pytest
 from held_kit import begin, end, holding, index_now, with_index
-from list_kit import a_claim, a_query, change_at_random, transact
+from list_kit import a_claim, a_query, change_at_random, looking, transact
 from many_volumes import NODE, PLUGIN, Kit, Line, a_volume, put_volumes, running_kit
 
 from moorage.api import volume_lists
@@ -138,14 +138,7 @@ async def test_a_long_look_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(shelf, "stubs", count)
 
-        async def turns() -> None:
-            while True:
-                joined.append(0)
-                await anyio.lowlevel.checkpoint()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(turns)
-            await anyio.lowlevel.checkpoint()
+        async with looking(lambda: joined.append(0)):
             for more, shown, turns_min in (
                 ("filter=" + quote('ID matches "[1-8]$"'), 4800, 4800 * 4 / volume_lists.TURN_WORK),
                 ("reverse=true", 6000, 6000 * 4 / volume_lists.TURN_WORK),
@@ -156,7 +149,6 @@ async def test_a_long_look_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> N
                 assert body.count(b'"ID":') == shown
                 assert len(joined) > turns_min
                 assert max(joined) <= volume_lists.TURN_WORK / 4 + segments.ROWS_MAX
-            group.cancel_scope.cancel()
 
 
 async def test_to_indent_a_long_list_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,17 +163,8 @@ async def test_to_indent_a_long_list_holds_up_nobody(monkeypatch: pytest.MonkeyP
         line = Line(kit)
         plain = await line.ask_body("/v1/volumes?type=csi")
         monkeypatch.setattr(msgspec.json, "format", count)
-
-        async def turns() -> None:
-            while True:
-                indented.append(0)
-                await anyio.lowlevel.checkpoint()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(turns)
-            await anyio.lowlevel.checkpoint()
+        async with looking(lambda: indented.append(0)):
             body = await line.ask_body("/v1/volumes?type=csi&pretty")
-            group.cancel_scope.cancel()
     assert body == FORMAT(plain, indent=4) + b"\n"
     assert sum(indented) == 6000
     assert max(indented) <= segments.ROWS_MAX

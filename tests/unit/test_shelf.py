@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 import pytest
-from list_kit import NAMESPACES, a_claim, a_query, change_at_random, list_bytes, list_plainly, transact
+from list_kit import NAMESPACES, a_claim, a_query, change_at_random, list_bytes, list_plainly, looking, transact
 from many_volumes import NODE, PLUGIN, Line, a_volume, put_volumes, running_kit
 
 from moorage.api.encoding import Compressor, compress
@@ -64,11 +64,6 @@ async def test_a_first_long_list_holds_up_nobody(query: str) -> None:
         shelf.made_stubs = 0
         line = Line(kit)
 
-        async def look() -> None:
-            while True:
-                made.append(shelf.made_stubs)
-                await anyio.lowlevel.checkpoint()
-
         async def change() -> None:
             while not shelf.made_stubs:
                 await anyio.lowlevel.checkpoint()
@@ -76,11 +71,9 @@ async def test_a_first_long_list_holds_up_nobody(query: str) -> None:
             await put_volumes(kit, [a_volume(5999, name="other"), a_volume(6000)])
             assert shelf.made_stubs < 6000, "too late to be a test"
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(look)
+        async with looking(lambda: made.append(shelf.made_stubs)), anyio.create_task_group() as group:
             group.start_soon(change)
             body = await line.ask_body(f"/v1/volumes?{query}")
-            group.cancel_scope.cancel()
         steps = [after - before for before, after in itertools.pairwise([*made, shelf.made_stubs])]
         assert max(steps) <= PREPARED_MAX + ROWS_MAX
         assert sum(step > 0 for step in steps) >= 5
@@ -96,18 +89,11 @@ async def test_a_long_list_whose_reader_takes_everything_holds_up_nobody(head: s
     """A fast reader's socket is never full: what ends a turn of writing is then the server alone."""
     async with running_kit() as kit:
         await put_volumes(kit, map(a_volume, range(6000)))
+        await Line(kit).ask(LIST, head=head)
         line, written = Line(kit), [0]
-        await line.ask(LIST, head=head)
 
-        async def look() -> None:
-            while True:
-                written.append(sum(map(len, line.wire.writes)))
-                await anyio.lowlevel.checkpoint()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(look)
+        async with looking(lambda: written.append(sum(map(len, line.wire.writes)))):
             whole = await line.ask(LIST, head=head)
-            group.cancel_scope.cancel()
         steps = [after - before for before, after in itertools.pairwise([*written, len(whole)])]
         assert max(steps) < TURN_BYTES + PIECE_BYTES
         if not head:

@@ -80,6 +80,7 @@ class _Listing:
         self._plugin_id = request.query.get("plugin_id", "")
         self._node_id = request.query.get("node_id", "")
         self._exact: Exact | None = chosen.exact if chosen is not None else None
+        self._row_work = 1 if self._exact is None else EXACT_WORK
         self._found: dict[Segment, _Found] = {}
         # How many volumes were made whole for the filter.
         self._datums = 0
@@ -109,14 +110,13 @@ class _Listing:
         if self._request.waited is not None:
             return False
         rows_max = sum(found.high[0] + 1 - found.low[0] for found in ranges) * ROWS_MAX
-        return rows_max * (1 if self._exact is None else EXACT_WORK) > TURN_WORK
+        return rows_max * self._row_work > TURN_WORK
 
     async def _make_slowly(self) -> Answer:
         """Look at the volumes some in a turn of the loop, and answer then: what has changed meanwhile is looked at
         again."""
         work, count, is_first = 0.0, 0, True
         per_page = self._options.per_page
-        row_work = 1 if self._exact is None else EXACT_WORK
         claimed, changes = self._find_claimed(), self._shelf.changes
         for segment, low, high in list(self._spans(self._find_ranges())):
             if changes != self._shelf.changes:
@@ -135,7 +135,7 @@ class _Listing:
             count += len(positions)
             if per_page and count > per_page:
                 break
-            work += (span[2] - span[1]) * row_work + self._datums * DATUM_WORK
+            work += (span[2] - span[1]) * self._row_work + self._datums * DATUM_WORK
             work += (len(positions) + self._shelf.made_stubs - made) * STUB_WORK
             if work >= TURN_WORK:
                 work = 0
